@@ -1,0 +1,38 @@
+# The commands of the README. `make demo` and `make test` create the environment by themselves.
+
+PYTHON ?= python3
+ENV := .venv
+BIN := $(ENV)/bin
+
+.PHONY: demo test test-all lint bench unlock clean
+
+$(ENV)/.ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(ENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(ENV)/.ready-dev: $(ENV)/.ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The whole pipeline on a real model and real data, on two CPU cores.
+demo: $(ENV)/.ready
+	$(BIN)/snakemake --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
+	$(BIN)/python workflow/scripts/show.py results/smollm2
+
+test: $(ENV)/.ready-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(ENV)/.ready-dev
+	$(BIN)/python -m pytest
+
+lint: $(ENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+# After Snakemake itself was killed: removes the lock it left on this folder.
+unlock: $(ENV)/.ready
+	$(BIN)/snakemake --unlock

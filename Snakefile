@@ -1,0 +1,38 @@
+# RLLR: label-sensitive reward for natural language understanding.
+# An index: each stage stands in one file of workflow/rules, its program in workflow/scripts.
+#
+#   snakemake --cores all results/mistral/rllr_mix/metrics.json
+#   snakemake --cores all                # everything that config/config.yaml lists
+#   snakemake -n results/mistral/rllr_mix/metrics.json
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/reward.smk"
+include: "workflow/rules/ppo.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/summary.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        metrics=expand(
+            "results/{model}/{method}/metrics.json",
+            model=config["models"],
+            method=config["methods"],
+        ),
+        summary=expand("results/summary.{format}", format=["tsv", "md"]),

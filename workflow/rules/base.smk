@@ -1,0 +1,63 @@
+# The base model of each model, once, as a plain Hugging Face folder.
+
+
+rule base_config:
+    output:
+        config=PREPARED + "/{model}/base.yaml",
+    log:
+        PREPARED + "/{model}/logs/base_config.log",
+    benchmark:
+        PREPARED + "/{model}/logs/base_config.benchmark.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=100,
+        runtime=1,
+    params:
+        yaml=lambda wildcards: yaml.safe_dump({"base": model_config(wildcards.model)["base"]}, sort_keys=False),
+    message:
+        "Writing where the base model of {wildcards.model} comes from"
+    shell:
+        "printf '%s' {params.yaml:q} > {output.config} 2> {log}"
+
+
+# Template, package and data are empty where the model's source has no use for them.
+rule base_model:
+    input:
+        config=PREPARED + "/{model}/base.yaml",
+        program=program("base.py"),
+        code=code("base.py"),
+        template=lambda wildcards: (
+            []
+            if model_config(wildcards.model)["template"] == "tokenizer"
+            else config_file("templates", model_config(wildcards.model)["template"], ".jinja")
+        ),
+        package=lambda wildcards: (
+            f"{PREPARED}/packages/{model_config(wildcards.model)['base']['file']}"
+            if model_config(wildcards.model)["base"]["source"] == "package"
+            else []
+        ),
+        data=lambda wildcards: (
+            f"{PREPARED}/data/{data_of(wildcards.model)}/sft_with_rat_train.jsonl"
+            if model_config(wildcards.model)["base"]["source"] == "scratch"
+            else []
+        ),
+    output:
+        folder=directory(PREPARED + "/{model}/base"),
+    log:
+        PREPARED + "/{model}/logs/base.log",
+    benchmark:
+        PREPARED + "/{model}/logs/base.benchmark.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    message:
+        "Preparing the base model of {wildcards.model}"
+    shell:
+        "{PYTHON} {input.program} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
+        "--data {input.data:q} --out {output.folder:q} > {log} 2>&1"

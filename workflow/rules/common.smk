@@ -1,0 +1,166 @@
+# Config and helper functions of all rules. Paths to programs, config files and templates are found from the
+# project's root (or from a `config/` in the run folder, which comes first), never from the current folder alone.
+
+import ast
+import functools
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+PROGRAMS = ROOT / "workflow" / "scripts"
+PYTHON = sys.executable
+sys.path.insert(0, str(PROGRAMS))
+
+from rllr.cli import UserError
+from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, validate
+
+# Method -> the reward models that its PPO run reads (none: not trained by PPO, or a verified reward).
+REWARD_MODELS = {
+    "sft": [],
+    "sft_wrat": [],
+    "rlhf": ["rm_rlhf"],
+    "rllr": ["rm_rllr"],
+    "rllr_mix": ["rm_rllr", "rm_rlhf"],
+    "rlvr": [],
+    "rlvr_mix": ["rm_rlhf"],
+}
+PPO_METHODS = [method for method in REWARD_MODELS if not method.startswith("sft")]
+
+
+def one_line(function):
+    """Turn a UserError into Snakemake's own, which is shown without a traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args):
+        try:
+            return function(*args)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+
+    return wrapped
+
+
+def config_file(kind, name, suffix=".yaml"):
+    """Path of config/<kind>/<name><suffix>: the run folder's own, else the project's."""
+    for folder in [Path("config"), ROOT / "config"]:
+        path = folder / kind / f"{name}{suffix}"
+        if path.is_file():
+            return path
+    known = sorted({p.stem for f in [Path("config"), ROOT / "config"] for p in (f / kind).glob(f"*{suffix}")})
+    raise UserError(f"unknown {kind.rstrip('s')} {name!r}: no file config/{kind}/{name}{suffix}; known: {', '.join(known)}")
+
+
+@functools.cache
+@one_line
+def model_config(model):
+    """The validated config/models/<model>.yaml with config.yaml's overrides laid over it."""
+    path = config_file("models", model)
+    overrides = config["overrides"].get(model) or {}
+    check_model(load_yaml(path), str(path))
+    result = merge(load_yaml(path), overrides)
+    check_model(result, f"overrides: {model}")
+    if result["template"] != "tokenizer":
+        config_file("templates", result["template"], ".jinja")
+    return result
+
+
+def data_of(model):
+    """Name of the data that `model` is trained on."""
+    return config["data"] or model_config(model)["data"]
+
+
+@functools.cache
+@one_line
+def data_config(data):
+    """The validated config/data/<data>.yaml."""
+    path = config_file("data", data)
+    result = load_yaml(path)
+    validate(result, schema("data"), str(path))
+    return result
+
+
+def data_file(name):
+    """Input function: a prepared data file of the model in the wildcards."""
+    return lambda wildcards: f"{PREPARED}/data/{data_of(wildcards.model)}/{name}"
+
+
+@one_line
+def stage_yaml(model, stage):
+    """The resolved config of a stage, as YAML text."""
+    if stage not in SECTIONS:
+        raise UserError(f"unknown method {stage!r}; known: {', '.join(REWARD_MODELS)}")
+    resolved = stage_config(DEFAULTS, model_config(model), stage, config["seed"], f"config/models/{model}.yaml")
+    return yaml.safe_dump({"model": model, **resolved}, sort_keys=False)
+
+
+def program(name):
+    """Path of a stage's program."""
+    return str(PROGRAMS / name)
+
+
+@functools.cache
+def code(name):
+    """The modules of ours that a program imports, directly or not: its other inputs."""
+    found, queue = set(), [PROGRAMS / name]
+    while queue:
+        for node in ast.walk(ast.parse(queue.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for dotted in names:
+                stem = PROGRAMS / dotted.replace(".", "/")
+                for path in [stem.with_suffix(".py"), stem / "__init__.py"]:
+                    if path.is_file() and path not in found:
+                        found.add(path)
+                        queue.append(path)
+    return sorted(str(path) for path in found)
+
+
+@one_line
+def check_config():
+    validate(config, schema("config"), "config/config.yaml")
+    for model in [*config["models"], *config["overrides"]]:
+        model_config(model)
+    for data in {data_of(model) for model in config["models"]}:
+        data_config(data)
+
+
+DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")
+PREPARED = config["prepared"]
+check_config()
+
+
+wildcard_constraints:
+    model=r"(?!data/|packages/)[^/]+",
+    data=r"[^/]+",
+    method=r"(?!rm_)[^/]+",
+    ppo_method="|".join(PPO_METHODS),
+    reward_model="rm_rlhf|rm_rllr",
+
+
+rule stage_config:
+    output:
+        "results/{model}/{stage}/config.yaml",
+    params:
+        yaml=lambda wildcards: stage_yaml(wildcards.model, wildcards.stage),
+    log:
+        "results/{model}/{stage}/logs/config.log",
+    benchmark:
+        "results/{model}/{stage}/logs/config.benchmark.tsv"
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=100,
+        runtime=1,
+    conda:
+        "../../environment.yml"
+    message:
+        "Resolving the config of {wildcards.stage} for {wildcards.model}"
+    shell:
+        "printf '%s' {params.yaml:q} > {output} 2> {log}"

@@ -1,0 +1,37 @@
+"""Merge a LoRA adapter into its base model (computed in fp32, stored in the base model's dtype).
+
+    python workflow/scripts/merge.py --base results/tiny/base --adapter results/tiny/sft_wrat/adapter \\
+        --out results/tiny/sft_wrat/merged
+"""
+
+from pathlib import Path
+
+from rllr import cli
+from rllr.files import atomic_dir
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--adapter", type=Path, required=True, help="folder of the LoRA adapter")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the merged model")
+    args = parser.parse_args()
+
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig
+
+    from rllr import models
+
+    tokenizer = models.load_tokenizer(args.base)
+    stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
+    model = PeftModel.from_pretrained(models.load_causal(args.base, torch.float32), args.adapter)
+    merged = model.merge_and_unload().to(stored)
+    with atomic_dir(args.out) as temporary:
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    cli.log(f"merged {args.adapter} into {args.base}, stored as {str(stored).removeprefix('torch.')}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,60 @@
+"""Make the data files that every stage reads, checked, with a report of what is in them.
+
+    python workflow/scripts/prepare.py --config config/data/demo.yaml --packages results/packages --out results/data/demo
+
+The config is a file of config/data. Paths in it are relative to the current folder. Writes the files listed in rllr.data.FILES
+as JSON lines, tasks.json, report.json and report.svg; all of them, or none if a row is not as it should be.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rllr.cli import log, parser, run
+from rllr.data import FILES
+from rllr.data.config import load_config
+from rllr.files import stage_lock, write_json
+from rllr.tasks import dump_tasks
+
+
+@dataclass(frozen=True)
+class Arguments:
+    config: Path  # a data config
+    packages: Path  # folder with the package files that the config names
+    out: Path  # folder of the data files
+    workers: int  # processes; files do not depend on it
+
+
+def arguments() -> Arguments:
+    command = parser(__doc__)
+    command.add_argument("--config", type=Path, required=True, help="data config (YAML)")
+    command.add_argument("--packages", type=Path, default=Path("results/packages"), help="folder with package files")
+    command.add_argument("--out", type=Path, required=True, help="folder for the data files")
+    command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    return Arguments(**vars(command.parse_args()))
+
+
+def main() -> None:
+    args = arguments()
+    config = load_config(args.config)
+
+    from rllr.data import report
+    from rllr.data.build import build
+
+    with stage_lock(args.out), tempfile.TemporaryDirectory(dir=args.out, prefix=".prepare-") as temporary:
+        folder = Path(temporary)
+        built = build(config, args.packages, folder, args.workers)
+        described = report.make_report(config, built)
+        report.log_table(described)
+        write_json(folder / "tasks.json", dump_tasks(config.tasks))
+        write_json(folder / "report.json", described)
+        report.plot(described, folder / "report.svg")
+        # Everything is there and checked: only now do earlier results give way.
+        for name in (*(f"{file}.jsonl" for file in FILES), "tasks.json", "report.json", "report.svg"):
+            os.replace(folder / name, args.out / name)
+    log(f"{args.out}: done")
+
+
+if __name__ == "__main__":
+    run(main)

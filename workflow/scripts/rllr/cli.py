@@ -1,0 +1,68 @@
+"""The edge between a program and its user: argument parsing and one-line errors."""
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names file, row or key, what was found, what was expected."""
+
+
+# Faults of the machine rather than of the program: told in one line, without a traceback.
+_MACHINE_FAULTS = {
+    errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another folder with --directory",
+    errno.EACCES: "permission denied; check the owner and the mode of the folder",
+    errno.EPERM: "operation not permitted; check the owner and the mode of the folder",
+}
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """An argument parser whose help is the program's own docstring, examples and all."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """The one-line account of `error` if the machine is to blame (disk, permissions), else None.
+
+    Libraries wrap or reword the operating system's error (safetensors: `SafetensorError`, torch: `RuntimeError`),
+    so the chain of causes is searched, and the text for "No space left".
+    """
+    seen = error
+    while seen is not None:
+        number = getattr(seen, "errno", None)
+        if number in _MACHINE_FAULTS:
+            where = getattr(seen, "filename", None)
+            return f"{where + ': ' if where else ''}{_MACHINE_FAULTS[number]}"
+        if "No space left on device" in str(seen) or "os error 28" in str(seen):
+            return _MACHINE_FAULTS[errno.ENOSPC]
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program's main. A user's error or a machine's fault ends in one line and exit code 1."""
+    # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        sys.exit(f"error: {fault}")
+
+
+def log(message: str) -> None:
+    """One line of the stage's log (standard error, at once)."""
+    print(message, file=sys.stderr, flush=True)

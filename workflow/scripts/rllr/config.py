@@ -1,0 +1,143 @@
+"""Config files: reading, merging, validation, and the resolved config of one stage."""
+
+import copy
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rllr.cli import UserError
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+
+# The stages that train or sample, and the section of config/stages.yaml that holds their defaults.
+SECTIONS = {
+    "sft": "sft",
+    "sft_wrat": "sft",
+    "rm_rlhf": "reward",
+    "rm_rllr": "reward",
+    "rlhf": "ppo",
+    "rllr": "ppo",
+    "rllr_mix": "ppo",
+    "rlvr": "ppo",
+    "rlvr_mix": "ppo",
+    "predict": "predict",
+}
+
+
+def load_yaml(path: Path | str) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: it is missing or not YAML.
+    """
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice: the second would silently win."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def merge(base: dict, *overrides: dict) -> dict:
+    """A deep copy of `base` with nested mappings of `overrides` laid over it; lists and scalars are replaced."""
+    result = copy.deepcopy(base)
+    for override in overrides:
+        for key, value in (override or {}).items():
+            if isinstance(value, dict) and isinstance(result.get(key), dict):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = copy.deepcopy(value)
+    return result
+
+
+def schema(name: str) -> dict:
+    return load_yaml(SCHEMAS / f"{name}.schema.yaml")
+
+
+def validate(value: Any, schema: dict, where: str) -> None:
+    """Check `value` against a JSON schema.
+
+    Raises:
+        UserError: one line naming `where` and the key, what was found and what was expected.
+    """
+    import jsonschema
+
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(value), key=lambda e: list(map(str, e.path)))
+    if not errors:
+        return
+    error = jsonschema.exceptions.best_match(errors)
+    key = ".".join(map(str, error.absolute_path)) or "(top level)"
+    if error.validator == "additionalProperties":
+        unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
+        known = ", ".join(error.schema.get("properties", {}))
+        raise UserError(f"{where}: {key}: unknown key {', '.join(unknown)}; expected one of: {known}")
+    raise UserError(f"{where}: {key}: {error.message.splitlines()[0]}")
+
+
+def check_model(value: Any, where: str) -> None:
+    """Validate a model's file (or the overrides of one)."""
+    validate(value, schema("model"), where)
+
+
+def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str) -> dict:
+    """Every hyperparameter `stage` runs with: defaults, the model's shared section, the model's own section.
+
+    Args:
+        defaults: config/stages.yaml.
+        model: config/models/<model>.yaml with overrides applied.
+        stage: a key of SECTIONS.
+
+    Raises:
+        UserError: a key is missing or has a value outside its range.
+    """
+    section = SECTIONS[stage]
+    sections = [model.get(section)] if section != stage else []
+    resolved = merge(defaults[section], *sections, model.get(stage))
+    resolved.setdefault("precision", model.get("precision", "auto"))
+    definitions = schema("model")["$defs"]
+    required = {**definitions[section], "required": sorted(definitions[section]["properties"])}
+    validate(resolved, {"$defs": definitions, **required}, f"{where}: {stage}")
+    resolved["stage"] = stage
+    resolved["seed"] = seed
+    if section != "predict":
+        resolved["lora"] = merge(defaults["lora"], model.get("lora"))
+    return resolved
+
+
+def load_stage(cls: type, path: Path | str) -> Any:
+    """Read a resolved stage config into the dataclass `cls`.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type.
+    """
+    values = load_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown, missing = sorted(set(values) - set(fields)), sorted(set(fields) - set(values))
+    if unknown or missing:
+        what = f"unknown key {', '.join(unknown)}" if unknown else f"missing key {', '.join(missing)}"
+        raise UserError(f"{path}: {what}; expected: {', '.join(fields)}")
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if hints[key] is float and isinstance(value, int) and not isinstance(value, bool):
+            values[key] = value = float(value)
+        allowed = typing.get_args(hints[key]) or (hints[key],)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            expected = " or ".join(a.__name__ for a in allowed)
+            raise UserError(f"{path}: {key}: expected {expected}, found {value!r}")
+    return cls(**values)

@@ -1,0 +1,344 @@
+"""Raw rows to data files, streamed: two passes over a spool on disk, with only hashes and counts in memory.
+
+1. Read every source once, check each row, write it to the spool and keep its hashes.
+2. Plan on the hashes: duplicates, test sets, which row goes into which file (plan.py).
+3. Count the training rows for an annotator that learns from them.
+4. Write rationales and files, chunk by chunk in random order.
+
+Chunks have a fixed size and come back in order, so files do not depend on the number of worker processes.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import tempfile
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rllr.cli import UserError, log
+from rllr.data import FILES
+from rllr.data.annotators import Ask, make_annotator
+from rllr.data.config import DataConfig, TaskSpec
+from rllr.data.pairs import corrupt, mix, read_confusion, usable, wrong_labels
+from rllr.data.plan import USES, Plan, Rows, make_plan, ranks
+from rllr.data.sources import read_rows
+from rllr.tasks import respond
+
+CHUNK = 2000  # rows a worker takes at a time; part of the result (never derived from the number of workers)
+LENGTH_STEP = 8  # words per bar of the length histogram
+
+
+def hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def normalise(text: str) -> str:
+    """The text as duplicates are compared: case, punctuation, spacing and Unicode forms do not count."""
+    text = text.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(re.findall(r"\w+", text))
+
+
+def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, dict[str, Counter]]:
+    """Read and check every source; write `[where, id, text, text2, label]` lines to the binary file `spool`.
+
+    Returns:
+        the arrays of the rows kept, and task -> what was dropped -> rows.
+    """
+    columns = {name: array(code) for name, code in zip(Rows.__annotations__, "BBiQQq", strict=True)}
+    identity = array("Q")
+    dropped: dict[str, Counter] = {}
+    for number, (name, spec) in enumerate(config.specs.items()):
+        dropped[name] = Counter()
+        classes = {label: i for i, label in enumerate(spec.claims or spec.task.labels)}
+        for split, source in spec.sources.items():
+            prefix = f"{name}-" if split == "train" else f"{name}-test-"
+            ordinal = 0
+            for row in read_rows(spec, source, config.packages, packages):
+                ordinal += 1
+                if not row.text or (spec.pair and not row.text2):
+                    dropped[name][f"{split} rows with an empty text, removed"] += 1
+                    continue
+                if row.label is None:
+                    dropped[name][f"{split} rows with no label of the task, removed"] += 1
+                    continue
+                row_id = prefix + (row.id or str(ordinal))
+                key = normalise(row.text)
+                if spec.pair:
+                    key = f"{key}\n{normalise(row.text2)}"
+                columns["task"].append(number)
+                columns["split"].append(split == "test")
+                columns["label"].append(classes.get(spec.label_class(row.label), 0))
+                columns["exact"].append(hash64(f"{row.text}\n{row.text2}"))
+                columns["key"].append(hash64(key))
+                columns["offset"].append(spool.tell())
+                identity.append(hash64(row_id))
+                spool.write(
+                    json.dumps([row.where, row_id, row.text, row.text2, row.label], ensure_ascii=False).encode() + b"\n"
+                )
+    spool.flush()
+    rows = Rows(**{name: np.array(values) for name, values in columns.items()})
+    _check_ids(np.array(identity), rows, spool.name, config)
+    return rows, dropped
+
+
+def _check_ids(identity: np.ndarray, rows: Rows, spool: str, config: DataConfig) -> None:
+    """Two rows with one id cannot be told apart in predictions."""
+    order = np.argsort(identity, kind="stable")
+    again = order[1:][identity[order][1:] == identity[order][:-1]]
+    if not len(again):
+        return
+    second = again.min()
+    first = np.flatnonzero(identity == identity[second])[0]
+    with open(spool, "rb") as file:
+        (where, _, *_), (earlier, *_) = (_row_at(file, rows.offset[i]) for i in (second, first))
+    source = list(config.specs.values())[rows.task[second]].sources["test" if rows.split[second] else "train"]
+    raise UserError(f"{where}: field {source.get('id', 'id')}: the same id as {earlier}, expected a unique one")
+
+
+def _row_at(file: Any, offset: int) -> list:
+    file.seek(offset)
+    return json.loads(file.readline())
+
+
+class Builder:
+    """What the workers share: config, plan, spool and annotator. Forked, not sent."""
+
+    def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any):
+        self.config, self.rows, self.plan, self.spool, self.annotator = config, rows, plan, spool, annotator
+        self.specs = list(config.specs.values())
+        path = config.label_pairs["confusion"]
+        self.confusion = read_confusion(path, config.tasks) if path else {}
+        self.folds = getattr(annotator, "folds", 1)
+
+    def read(self, chunk: np.ndarray) -> list[tuple[int, Ask]]:
+        """(row number, the Ask for its own label) of each row."""
+        result = []
+        with open(self.spool, "rb") as file:
+            for i in chunk.tolist():
+                _, row_id, text, text2, label = _row_at(file, self.rows.offset[i])
+                counted = self.plan.uses[i] & USES["statistics"]
+                fold = int(self.rows.key[i] % np.uint64(self.folds)) if counted else -1
+                result.append((i, Ask(self.specs[self.rows.task[i]].task.name, row_id, text, text2, label, fold)))
+        return result
+
+    def count(self, chunk: np.ndarray) -> Any:
+        return self.annotator.count(ask for _, ask in self.read(chunk))
+
+    def write(self, chunk: np.ndarray) -> tuple[dict[str, bytes], Counter]:
+        """The chunk's lines of every file, and what the report counts."""
+        rows = self.read(chunk)
+        donors = self._donors(rows)
+        asks, plans = [], []
+        for i, ask in rows:
+            uses = {use for use, bit in USES.items() if self.plan.uses[i] & bit}
+            wanted = self._wanted(i, ask, uses, donors.get(i))
+            plans.append((i, ask, uses, wanted))
+            asks.extend(wanted.values())
+        rationales = self.annotator.write(asks)
+        judged = self._judge(plans, asks, rationales)
+        lines: dict[str, list[str]] = {file: [] for file in FILES}
+        counts: Counter = Counter()
+        given = iter(rationales)
+        for i, ask, uses, wanted in plans:
+            got = {slot: next(given) for slot in wanted}
+            self._emit(i, ask, uses, wanted, got, judged.get(i), donors.get(i), lines, counts)
+        return {file: "".join(text).encode() for file, text in lines.items()}, counts
+
+    def _donors(self, rows: list[tuple[int, Ask]]) -> dict[int, Ask]:
+        if self.config.rationale_pairs["by"] == "judge":
+            return {}
+        bits = USES["rationale_pairs"] | USES["test_rationale_pairs"]
+        pairs = [(i, self.plan.donor[i]) for i, _ in rows if self.plan.uses[i] & bits and self.plan.donor[i] >= 0]
+        asks = self.read(np.array([donor for _, donor in pairs], dtype=np.int64))
+        return {i: ask for (i, _), (_, ask) in zip(pairs, asks, strict=True)}
+
+    def _wanted(self, i: int, ask: Ask, uses: set[str], donor: Ask | None) -> dict[str, Ask]:
+        """slot -> ask: `gold`, `wrong 0`.., `other` (second rationale for gold) or `donor`."""
+        wanted = {}
+        if uses & {"sft", "label_pairs", "rationale_pairs", "test_label_pairs", "test_rationale_pairs"} or (
+            "validation_label_pairs" in uses
+        ):
+            wanted["gold"] = ask
+        if uses & {"label_pairs", "test_label_pairs", "validation_label_pairs"}:
+            spec, settings = self.config.specs[ask.task], self.config.label_pairs
+            row_hash = int(self.plan.rank[i])
+            labels = wrong_labels(
+                spec, ask.label, row_hash, settings["wrong"], settings["min_distance"], self.confusion
+            )
+            wanted |= {f"wrong {n}": ask._replace(label=label) for n, label in enumerate(labels)}
+        if uses & {"rationale_pairs", "test_rationale_pairs"}:
+            if self.config.rationale_pairs["by"] == "judge":
+                wanted["other"] = ask._replace(variant=1)
+            elif donor is not None and self._corruptions(i)[0] == "other_row":
+                wanted["donor"] = donor
+        return wanted
+
+    def _corruptions(self, i: int) -> list[str]:
+        """The kinds of corruption for a row: the drawn one first, the others if that is not possible."""
+        kinds = self.config.rationale_pairs["corruptions"]
+        start = mix(int(self.plan.rank[i]), 7) % len(kinds)
+        return kinds[start:] + kinds[:start]
+
+    def _judge(self, plans: list, asks: list[Ask], rationales: list[str | None]) -> dict[int, tuple[str, str] | None]:
+        """row number -> (better, worse) rationale where the config asks for a judge."""
+        if self.config.rationale_pairs["by"] != "judge":
+            return {}
+        given, cases = iter(rationales), []
+        for i, ask, _, wanted in plans:
+            got = {slot: next(given) for slot in wanted}
+            if got.get("gold") and got.get("other"):
+                cases.append((i, ask, got["gold"], got["other"]))
+        verdicts = self.annotator.judge([(ask, first, second) for _, ask, first, second in cases])
+        pairs = {0: lambda a, b: (a, b), 1: lambda a, b: (b, a), None: lambda a, b: None}
+        return {i: pairs[v](a, b) for (i, _, a, b), v in zip(cases, verdicts, strict=True)}
+
+    def _emit(self, i, ask, uses, wanted, got, judged, donor, lines, counts) -> None:
+        """Append one row's lines to every file that it is drawn for, checking each response."""
+        spec = self.config.specs[ask.task]
+        task = spec.task
+        prompt = {
+            "id": ask.id,
+            "task": task.name,
+            "instruction": spec.instruction,
+            "input": spec.input.format(text=ask.text, text2=ask.text2),
+        }
+        n_words = len(ask.text.split()) + len(ask.text2.split())
+
+        def emit(file: str, fields: dict) -> None:
+            lines[file].append(json.dumps(prompt | fields, ensure_ascii=False) + "\n")
+            counts[("rows", file, task.name)] += 1
+            counts[("label", file, task.name, ask.label)] += 1
+            counts[("words", file, n_words // LENGTH_STEP)] += 1
+
+        good = {}
+        for slot, rationale in got.items():
+            if usable(rationale, wanted[slot].label, task):
+                good[slot] = respond(rationale, wanted[slot].label)
+            else:
+                counts[("dropped", task.name, "rationales missing or unusable")] += 1
+        gold = good.get("gold")
+        prompt_only = {"label": ask.label}
+        if "sft" in uses:
+            emit("sft_train", {"output": respond(None, ask.label), "label": ask.label})
+            if gold:
+                emit("sft_with_rat_train", {"output": gold, "label": ask.label})
+        for use in ("unsupervised", "validation", "test"):
+            if use in uses:
+                emit(use, prompt_only)
+        for use, file in (
+            ("label_pairs", "rllr_reward_train"),
+            ("test_label_pairs", "label_sensitive_pairs_for_test"),
+            ("validation_label_pairs", "label_sensitive_pairs_for_validation"),
+        ):
+            if use in uses and gold:
+                for slot, rejected in good.items():
+                    if slot.startswith("wrong"):
+                        fields = {"output": [gold, rejected], "label": ask.label}
+                        emit(file, fields | {"rejected_label": wanted[slot].label})
+        for use, file in (
+            ("rationale_pairs", "rlhf_reward_train"),
+            ("test_rationale_pairs", "rationale_sensitive_pairs_for_test"),
+        ):
+            if use in uses and gold:
+                if self.config.rationale_pairs["by"] == "judge":
+                    how, pair = "judge", judged and [respond(text, ask.label) for text in judged]
+                else:
+                    how, pair = self._corrupted(i, spec, ask, gold, donor, got.get("donor"))
+                if pair:
+                    emit(file, {"output": pair, "label": ask.label})
+                    counts[("rejected by", file, how)] += 1
+                else:
+                    counts[("dropped", task.name, "rationale-sensitive pairs without a worse rationale")] += 1
+
+    def _corrupted(self, i, spec, ask, gold, donor, donor_rationale) -> tuple[str | None, list[str] | None]:
+        for kind in self._corruptions(i):
+            worse = corrupt(kind, spec, ask, donor, donor_rationale)
+            if usable(worse, ask.label, spec.task) and (rejected := respond(worse, ask.label)) != gold:
+                return kind, [gold, rejected]
+        return None, None
+
+
+_builder: Builder  # of this process and, by fork, of its workers
+
+
+def _count_chunk(chunk: np.ndarray) -> Any:
+    return _builder.count(chunk)
+
+
+def _write_chunk(chunk: np.ndarray) -> Any:
+    return _builder.write(chunk)
+
+
+@contextmanager
+def _mapper(builder: Builder, workers: int) -> Iterator[Callable]:
+    """`map` over chunks in order, in forked workers that share the builder's memory, or in this process."""
+    global _builder
+    _builder = builder
+    if workers == 1:
+        yield map
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield pool.imap
+
+
+def _chunks(rows: np.ndarray) -> Iterable[np.ndarray]:
+    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+
+
+def build(config: DataConfig, packages: Path, folder: Path, workers: int) -> dict[str, Any]:
+    """Write every file of FILES into `folder`.
+
+    Returns:
+        what the report needs: rows, plan, dropped, counts, annotator summary.
+    """
+    name, settings = config.annotator
+    with ExitStack() as stack:
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".spool-")))
+        with open(temporary / "rows", "wb") as spool:
+            rows, dropped = spool_rows(config, packages, spool)
+        log(f"{len(rows.task)} rows read and checked")
+        wrong = config.label_pairs["wrong"]
+        per_row = {
+            task: min(wrong, len(spec.task.labels) - 1) if spec.task.kind == "label" else wrong
+            for task, spec in config.specs.items()
+        }
+        plan = make_plan(config, rows, per_row)
+        annotator = make_annotator(name, settings, config.specs, folder)
+        workers = workers if annotator.parallel else 1
+        builder = Builder(config, rows, plan, str(temporary / "rows"), annotator)
+        if annotator.learns:
+            counted = np.flatnonzero(plan.uses & USES["statistics"])
+            with _mapper(builder, workers) as mapped:
+                annotator.fit(mapped(_count_chunk, _chunks(counted)))
+            log(f"statistics of {len(counted)} training rows, {annotator.folds} folds")
+        drawn = np.flatnonzero(plan.uses & np.uint16(0xFFFF & ~USES["statistics"]))
+        # Not by rank itself: the rows of a large task, drawn first, would stand first.
+        drawn = drawn[np.argsort(ranks(plan.rank[drawn], 0), kind="stable")]
+        counts: Counter = Counter()
+        files = {file: stack.enter_context(open(folder / f"{file}.jsonl", "wb")) for file in FILES}
+        with _mapper(builder, workers) as mapped:
+            for lines, found in mapped(_write_chunk, _chunks(drawn)):
+                counts.update(found)
+                for file, text in lines.items():
+                    files[file].write(text)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    return {
+        "rows": rows,
+        "plan": plan,
+        "dropped": dropped,
+        "counts": counts,
+        "annotator": {"name": name, **annotator.summary()},
+    }

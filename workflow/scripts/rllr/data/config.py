@@ -1,0 +1,150 @@
+"""The data config: one YAML file, checked against its schema, as frozen objects."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rllr.cli import UserError
+from rllr.config import load_yaml, schema, validate
+from rllr.tasks import ANSWER, Task, read_label, respond
+
+# The files' shares of the rows, in the order in which they draw: the name of a key under `rows`.
+TRAIN_USES = ("validation", "sft", "label_pairs", "rationale_pairs", "unsupervised")
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSpec:
+    """A task and how its rows become prompts and rationales."""
+
+    task: Task
+    instruction: str
+    input: str  # format of the input: {text}, and {text2} for text pairs
+    claims: dict[str, str]  # label (score: anchor value) -> how a rationale words it
+    sources: dict[str, dict[str, Any]]  # "train" and perhaps "test" -> source section
+    pair: bool  # rows hold two texts
+    decimals: int = 1  # digits of a written score
+
+    def label_class(self, label: str) -> str:
+        """The claim that stands for a label: the label itself, for a score the nearest anchor."""
+        if self.task.kind != "score" or label in self.claims:
+            return label
+        return min(self.claims, key=lambda anchor: abs(float(anchor) - float(label)))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    seed: int
+    specs: dict[str, TaskSpec]
+    packages: dict[str, dict]
+    rows: dict[str, int | str | dict]
+    avoid: dict[str, list[str]]
+    annotator: tuple[str, dict]  # name, its settings
+    label_pairs: dict[str, Any]
+    rationale_pairs: dict[str, Any]
+    tokenizers: dict[str, str]
+    cutoff: int
+    release: dict | None = None
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+
+def load_config(path: Path | str) -> DataConfig:
+    """Read, check and resolve a data config.
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+    raw = load_yaml(path)
+    validate(raw, schema("data"), str(path))
+    specs = {name: _task_spec(f"{path}: tasks.{name}", name, section) for name, section in raw["tasks"].items()}
+    packages = raw.get("packages", {})
+    for name, spec in specs.items():
+        if "release" not in raw and "train" not in spec.sources:
+            raise UserError(f"{path}: tasks.{name}.train: missing, expected a source section")
+        for split, source in spec.sources.items():
+            if "package" in source and source["package"] not in packages:
+                raise UserError(
+                    f"{path}: tasks.{name}.{split}.package: found {source['package']!r}, "
+                    f"expected a key of packages ({', '.join(packages) or 'none'})"
+                )
+    for use, value in raw["rows"].items():
+        if isinstance(value, dict) and (unknown := set(value) - set(specs)):
+            raise UserError(f"{path}: rows.{use}.{min(unknown)}: no such task, expected {', '.join(specs)}")
+    (annotator,) = raw.get("annotator", {"cue": {}}).items()
+    if annotator[0] == "cue" and "release" not in raw:
+        for name, spec in specs.items():
+            _check_claims(f"{path}: tasks.{name}.claims", spec)
+    pairs = raw.get("pairs", {})
+    return DataConfig(
+        seed=raw["seed"],
+        specs=specs,
+        packages=packages,
+        rows=raw["rows"],
+        avoid=raw.get("avoid", {}),
+        annotator=(annotator[0], annotator[1] or {}),
+        label_pairs={"wrong": 1, "min_distance": 1, "confusion": None, **pairs.get("label_sensitive", {})},
+        rationale_pairs={
+            "by": "corruption",
+            "corruptions": ["other_row", "contentless", "absent_words"],
+            **pairs.get("rationale_sensitive", {}),
+        },
+        tokenizers=raw.get("tokenizers", {}),
+        cutoff=raw.get("cutoff", 1536),
+        release=raw.get("release"),
+        tasks={name: spec.task for name, spec in specs.items()},
+    )
+
+
+def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
+    kind = section["kind"]
+    labels = tuple(str(label) for label in section.get("labels", ()))
+    if (kind == "score") == bool(labels):
+        raise UserError(f"{where}.labels: a task of kind {kind} {'has no' if kind == 'score' else 'needs'} labels")
+    if kind == "score" and not ("low" in section and "high" in section and section["low"] < section["high"]):
+        raise UserError(f"{where}: a task of kind score needs low and high, low below high")
+    if kind == "stars" and not all(label.lstrip("-").isdigit() for label in labels):
+        raise UserError(f"{where}.labels: found {', '.join(labels)}, expected whole numbers for kind stars")
+    if len(set(labels)) != len(labels):
+        raise UserError(f"{where}.labels: a label stands there twice")
+    if "f1" in section and str(section["f1"]) not in labels:
+        raise UserError(f"{where}.f1: found {section['f1']!r}, expected one of {', '.join(labels)}")
+    for label in labels:
+        task = Task(name=name, kind=kind, labels=labels)
+        if read_label(respond(None, label), task) != label:
+            raise UserError(f"{where}.labels: {label!r} cannot be told from another label in an answer")
+    sources = {split: section[split] for split in ("train", "test") if split in section}
+    pairs = {"text2" in source for source in sources.values()}
+    if len(pairs) == 2:
+        raise UserError(f"{where}: train and test must both name text2, or neither")
+    pair = True in pairs
+    task = Task(
+        name=name,
+        kind=kind,
+        labels=labels,
+        low=section.get("low"),
+        high=section.get("high"),
+        metric=section.get("metric", "pearson" if kind == "score" else "accuracy"),
+        f1=str(section["f1"]) if "f1" in section else None,
+        answer=section.get("answer", ANSWER),
+    )
+    return TaskSpec(
+        task=task,
+        instruction=section.get("instruction", ""),
+        input=section.get("input", "{text}\n{text2}" if pair else "{text}"),
+        claims={str(label): claim for label, claim in section.get("claims", {}).items()},
+        sources=sources,
+        pair=pair,
+        decimals=section.get("decimals", 1),
+    )
+
+
+def _check_claims(where: str, spec: TaskSpec) -> None:
+    """The cue annotator words every label by its claim."""
+    if spec.task.kind == "score":
+        try:
+            anchors = [float(anchor) for anchor in spec.claims]
+        except ValueError:
+            anchors = []
+        if len(anchors) < 2 or not all(spec.task.low <= anchor <= spec.task.high for anchor in anchors):
+            raise UserError(f"{where}: expected two or more numbers from low to high, each with its claim")
+    elif missing := [label for label in spec.task.labels if label not in spec.claims]:
+        raise UserError(f"{where}.{missing[0]}: missing, the cue annotator needs a claim for every label")

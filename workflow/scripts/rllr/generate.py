@@ -1,0 +1,100 @@
+"""Decoding: greedy for prediction, sampling for rollouts. One loop, so both stop, pad and cut alike."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Generated:
+    """Responses to B prompts, in the order of the prompts.
+
+    Attributes:
+        responses: B lists of token ids, the EOS included where it was given.
+        logprobs: B lists, log-probability of each token under the distribution it was drawn from.
+        entropies: B lists, entropy of that distribution in nats.
+    """
+
+    responses: list[list[int]]
+    logprobs: list[list[float]]
+    entropies: list[list[float]]
+
+
+def pad_left(sequences: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids and attention mask of ragged sequences, padding on the left."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[pad] * (longest - len(s)) + s for s in sequences], device=device)
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
+    return ids, mask
+
+
+def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF samples: the first token whose cumulative probability exceeds its row's uniform number.
+
+    One uniform number per token makes a sample a function of the numbers alone, whatever the batch around it.
+
+    Args:
+        logits: (B, V), already divided by the temperature. uniforms: (B,) in [0, 1).
+    """
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    threshold = uniforms.to(cdf)[:, None] * cdf[:, -1:]
+    return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def generate(
+    model,
+    prompts: list[list[int]],
+    eos: int,
+    pad: int,
+    max_new_tokens: int,
+    uniforms: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> Generated:
+    """Decode responses to `prompts` side by side; rows that are done leave the batch.
+
+    Args:
+        model: a causal language model (PEFT or plain) in eval mode.
+        prompts: B lists of token ids.
+        uniforms: (B, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
+    """
+    device = next(model.parameters()).device
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
+    ids, mask = pad_left(prompts, pad, device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    result = Generated([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
+    alive = torch.arange(len(prompts))
+    cache = None
+    for step in range(max_new_tokens):
+        extra = {"position_ids": positions} if takes_positions else {}
+        output = model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
+        )
+        cache = output.past_key_values
+        logits = output.logits[:, -1].float()
+        if uniforms is None:
+            tokens = logits.argmax(-1)
+            # Greedy decoding has no use for them.
+            logprobs = entropies = [float("nan")] * len(alive)
+        else:
+            logits = logits / temperature
+            tokens = draw(logits, uniforms[alive, step].to(device))
+            logp = logits.log_softmax(-1)
+            logprobs = logp.gather(1, tokens[:, None])[:, 0].tolist()
+            entropies = (-(logp.exp() * logp).sum(-1)).tolist()
+        for row, token, logprob, entropy in zip(alive.tolist(), tokens.tolist(), logprobs, entropies, strict=True):
+            result.responses[row].append(token)
+            result.logprobs[row].append(logprob)
+            result.entropies[row].append(entropy)
+        running = (tokens != eos).nonzero()[:, 0]
+        if not len(running):
+            break
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if len(running) < len(alive):
+            cache.batch_select_indices(running)
+            ids, positions, mask = ids[running], positions[running], mask[running]
+            alive = alive[running.cpu()]
+    return result

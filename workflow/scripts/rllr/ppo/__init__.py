@@ -1,0 +1,1 @@
+"""The PPO engine: backbone (adapters and heads), rollout, scoring, advantages, losses, loop."""

@@ -1,0 +1,190 @@
+"""One frozen backbone, several LoRA adapters: policy, value, one or two reward models.
+
+The reference policy is the backbone with every adapter off. Heads (value, rewards) are fp32 linear layers of ours:
+PEFT drops the head of a SEQ_CLS adapter without a word when it is loaded onto a causal model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from rllr import models
+from rllr.cli import UserError
+
+
+@dataclass
+class Sequences:
+    """B prompts with their responses, right-padded for a full forward pass.
+
+    Attributes:
+        ids: (B, T) prompt + response + padding. Padding comes last, so causal attention needs no mask for it.
+        predicts: (B, R) position whose hidden state predicts response token j (for padding: position 0).
+        tokens: (B, R) response token ids.
+        mask: (B, R) bool, true on response tokens.
+    """
+
+    ids: torch.Tensor
+    predicts: torch.Tensor
+    tokens: torch.Tensor
+    mask: torch.Tensor
+
+    @classmethod
+    def build(cls, prompts: list[list[int]], responses: list[list[int]], pad: int, device) -> "Sequences":
+        longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+        width = max(map(len, responses))
+        ids = [p + r + [pad] * (longest - len(p) - len(r)) for p, r in zip(prompts, responses, strict=True)]
+        predicts = [
+            [len(p) - 1 + j if j < len(r) else 0 for j in range(width)] for p, r in zip(prompts, responses, strict=True)
+        ]
+        tokens = [r + [pad] * (width - len(r)) for r in responses]
+        mask = [[j < len(r) for j in range(width)] for r in responses]
+        return cls(*(torch.tensor(part, device=device) for part in (ids, predicts, tokens, mask)))
+
+
+class Backbone:
+    """The shared model. Passes are made under one adapter at a time; only `policy` and `value` are trained.
+
+    Args:
+        folder: the merged sft_wrat model.
+        lora: rank, alpha and targets of the policy's fresh adapter (its dropout is not used: PPO has none).
+        rewards: reward-model stage folders by role, e.g. {"rm_rllr": Path(...), "rm_rlhf": Path(...)}.
+        value_from: the role whose adapter and head the value function starts from; None: a fresh adapter, zero head.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lora: dict,
+        rewards: dict[str, Path],
+        value_from: str | None,
+        kind: torch.dtype,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.checkpointing = gradient_checkpointing
+        fresh = LoraConfig(
+            r=lora["r"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=0.0,
+            target_modules=list(lora["target_modules"]),
+            task_type="CAUSAL_LM",
+        )
+        self.model = get_peft_model(models.load_causal(folder, kind), fresh, adapter_name="policy")
+        self.plain = self.model.get_base_model()
+        self.trunk = getattr(self.plain, self.plain.base_model_prefix)
+        self.unembed = self.plain.get_output_embeddings()
+        self.device = next(self.model.parameters()).device
+        hidden = self.plain.config.get_text_config().hidden_size
+        self.heads = torch.nn.ModuleDict()
+        for role, path in rewards.items():
+            self._add_reward(role, path, hidden)
+        if value_from:
+            self._add_reward("value", rewards[value_from], hidden)
+        else:
+            self.model.add_adapter("value", fresh)
+            self.heads["value"] = models.Fp32Head(hidden, 1, bias=False)
+            torch.nn.init.zeros_(self.heads["value"].weight)
+        self.heads.to(self.device)
+        models.cast_weights_not_activations(self.model)
+        if gradient_checkpointing:
+            self.plain.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        self.layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        self.heads.requires_grad_(False)
+        trained = set(self.trained().values())
+        self.requires_grad = [(p, p in trained) for p in [*self.model.parameters(), *self.heads.parameters()]]
+        self.use("policy")
+        self._check_unembedding()
+
+    def _add_reward(self, role: str, folder: Path, hidden: int) -> None:
+        """Load a SEQ_CLS reward adapter: its LoRA part through PEFT, its head into a layer of ours.
+
+        Raises:
+            UserError: a tensor is missing, left over or of the wrong shape.
+        """
+        config = LoraConfig(**_adapter_config(folder))
+        state = load_file(folder / "adapter_model.safetensors")
+        score = state.pop("base_model.model.score.weight", None)
+        if score is None or tuple(score.shape) != (1, hidden):
+            raise UserError(f"{folder}: no score head of shape (1, {hidden}) in adapter_model.safetensors")
+        self.model.add_adapter(role, config)
+        result = set_peft_model_state_dict(self.model, state, adapter_name=role)
+        missing = [key for key in result.missing_keys if f".{role}." in key]
+        if missing or result.unexpected_keys:
+            raise UserError(f"{folder}: does not fit the backbone: missing {missing}, left over {result.unexpected_keys}")
+        self.heads[role] = models.Fp32Head(hidden, 1, bias=False)
+        self.heads[role].weight.data.copy_(score)
+
+    def _check_unembedding(self) -> None:
+        """The engine reads logits at response positions only; that needs logits = unembedding(trunk)."""
+        ids = torch.tensor([[0, 1, 2, 3]], device=self.device)
+        with torch.no_grad(), models.autocast(self.kind):
+            expected = self.model(input_ids=ids).logits.float()
+            found = self.unembed(self.hidden(ids)).float()
+        if not torch.allclose(expected, found, atol=1e-3, rtol=1e-2):
+            raise UserError(f"{type(self.plain).__name__} changes its logits after the output layer; not supported")
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimiser sees: the LoRA weights of policy and value, and the value head."""
+        found = {n: p for n, p in self.model.named_parameters() if ".policy." in n or ".value." in n}
+        return {**found, "value_head": self.heads["value"].weight}
+
+    def use(self, adapter: str | None) -> None:
+        """Switch to one adapter; None: the reference policy, all adapters off."""
+        for layer in self.layers:
+            layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                layer.set_adapter(adapter)
+        for parameter, trained in self.requires_grad:  # PEFT's switches flip it
+            parameter.requires_grad_(trained)
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        """(B, T, H) last hidden states under the current adapter."""
+        self.model.train(self.checkpointing and torch.is_grad_enabled())  # transformers checkpoints in train mode only
+        return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+
+    def logprobs(self, adapter: str | None, batch: Sequences, temperature: float) -> torch.Tensor:
+        """(B, R) fp32 log-probabilities of the response tokens, 0 on padding; logits at those positions only."""
+        self.use(adapter)
+        with models.autocast(self.kind):
+            hidden = self.hidden(batch.ids)
+            rows = torch.arange(len(batch.ids), device=self.device)[:, None].expand_as(batch.mask)[batch.mask]
+            logits = self.unembed(hidden[rows, batch.predicts[batch.mask]])
+        losses = F.cross_entropy(logits.float() / temperature, batch.tokens[batch.mask], reduction="none")
+        return torch.zeros(batch.mask.shape, device=self.device).masked_scatter(batch.mask, -losses)
+
+    def values(self, batch: Sequences) -> torch.Tensor:
+        """(B, R) fp32 value of the state before each response token, 0 on padding."""
+        return self._head_at("value", batch, batch.predicts) * batch.mask
+
+    def scores(self, role: str, batch: Sequences) -> torch.Tensor:
+        """(B,) fp32 reward: the head's output at the last response token, EOS included."""
+        last = (batch.predicts[:, :1] + batch.mask.sum(1, keepdim=True)).to(batch.ids)
+        return self._head_at(role, batch, last)[:, 0]
+
+    def _head_at(self, role: str, batch: Sequences, positions: torch.Tensor) -> torch.Tensor:
+        self.use(role)
+        with models.autocast(self.kind):
+            hidden = self.hidden(batch.ids)
+            rows = torch.arange(len(positions), device=self.device)[:, None]
+            return self.heads[role](hidden[rows, positions])[..., 0]
+
+
+def _adapter_config(folder: Path) -> dict:
+    """LoraConfig's fields from adapter_config.json, as a causal adapter."""
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no reward adapter (adapter_config.json)") from None
+    return {
+        "r": saved["r"],
+        "lora_alpha": saved["lora_alpha"],
+        "target_modules": saved["target_modules"],
+        "task_type": "CAUSAL_LM",
+    }

@@ -1,0 +1,383 @@
+"""The PPO iteration: 1. roll out, 2. score, 3. advantages, 4. optimise; and the run over all prompts.
+
+Semantics: METHOD of Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on trl 0.7. One iteration takes
+`batch_size` prompts and, by default, one optimiser step, so that the ratio starts at 1 and the clip is idle.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from rllr import ranks
+from rllr.cli import UserError
+from rllr.ppo.advantages import AdaptiveKL, gae, token_rewards, whiten
+from rllr.ppo.backbone import Backbone, Sequences
+from rllr.ppo.losses import explained_variance, policy_loss, value_loss
+from rllr.ppo.rollout import Rollout, roll_out, uniforms
+from rllr.ppo.scoring import RunningMoments, is_correct, mix
+from rllr.tasks import Task, read_label
+
+
+@dataclass
+class PPOConfig:
+    """The resolved config of a PPO stage (workflow/schemas/model.schema.yaml describes the keys)."""
+
+    model: str
+    stage: str
+    seed: int
+    precision: str
+    lora: dict
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    micro_batch_size: int
+    rollout_batch_size: int
+    cutoff: int
+    max_new_tokens: int
+    temperature: float
+    label_reward_threshold: float | str
+    score_norm: bool
+    kl_beta: float
+    kl_target: float
+    kl_horizon: int
+    gamma: float
+    gae_lambda: float
+    updates: int
+    update_epochs: int
+    clip: float
+    value_clip: float
+    value_coef: float
+    ratio_limit: float
+    weight_decay: float
+    max_grad_norm: float
+    gradient_checkpointing: bool
+    save_iterations: int
+    validate_iterations: int
+    keep: str
+
+
+@dataclass
+class Rewards:
+    """Where the reward of a method comes from.
+
+    Attributes:
+        label: reward-model role of the label reward, "gold" for 1 / 0 by the gold label (times `threshold` in
+            rlvr_mix), or None.
+        rationale: reward-model role of the rationale reward, or None.
+        threshold: tau, or None where nothing is capped.
+    """
+
+    label: str | None
+    rationale: str | None
+    threshold: float | None
+
+
+@dataclass
+class Batch:
+    """A scored rollout, longest first; every tensor is (B, R) over response tokens but `mask`'s row sums and scores."""
+
+    rollout: Rollout
+    texts: list[str]
+    mask: torch.Tensor  # bool
+    old: torch.Tensor  # log-probabilities under the sampling distribution
+    values: torch.Tensor
+    advantages: torch.Tensor  # whitened
+    returns: torch.Tensor
+
+
+@dataclass
+class Trainer:
+    """State of a PPO run. `iteration` counts finished iterations."""
+
+    config: PPOConfig
+    backbone: Backbone
+    rewards: Rewards
+    tasks: dict[str, Task]
+    tokenizer: object
+    iterations: int
+    iteration: int = 0
+    moments: RunningMoments = field(default_factory=RunningMoments)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.batch_size % (config.updates * ranks.world()):
+            raise UserError(
+                f"batch_size {config.batch_size} is not a multiple of updates {config.updates} "
+                f"x {ranks.world()} processes"
+            )
+        self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
+        self.parameters = list(self.backbone.trained().values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        # fp16 gradients underflow without loss scaling; a no-op in bf16 and fp32.
+        self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=self.backbone.kind == torch.float16)
+
+    def step(self, rows: list[dict], prompts: list[list[int]], epoch: int, indices: list[int]) -> tuple[dict, list]:
+        """One iteration on this process's share of the batch.
+
+        Args:
+            rows, prompts: the prompts' data rows and token ids. indices: their places in the prompt file, which,
+                with seed and epoch, decide the samples.
+
+        Returns:
+            the iteration's metrics over all processes, and this process's scored samples.
+        """
+        clock = Clock()
+        with clock("rollout"):
+            rollout = self.roll_out(rows, prompts, epoch, indices)
+        with clock("scoring"):
+            texts, raw, scores = self.score(rollout)
+        with clock("advantages"):
+            batch, metrics = self.advantages(rollout, texts, scores)
+        with clock("optimisation"):
+            metrics |= self.optimise(batch)
+        metrics |= self.statistics(batch, raw, scores, clock)
+        self.kl.update(metrics["kl"], int(metrics["samples"]))
+        self.iteration += 1
+        samples = [
+            {"iteration": self.iteration, "id": row["id"], "label": row.get("label"), "response": text, "score": score}
+            for row, text, score in zip(batch.rollout.rows, texts, scores.tolist())
+        ]
+        return metrics, samples
+
+    # 1. roll out
+
+    def roll_out(self, rows: list[dict], prompts: list[list[int]], epoch: int, indices: list[int]) -> Rollout:
+        """Sample responses; the result is sorted by length, longest first, so that later passes pad little."""
+        config, tokenizer = self.config, self.tokenizer
+        numbers = uniforms(config.seed, epoch, indices, config.max_new_tokens)
+        rollout = roll_out(
+            self.backbone, rows, prompts, numbers, tokenizer.eos_token_id, tokenizer.pad_token_id,
+            config.temperature, config.rollout_batch_size,
+        )  # fmt: skip
+        for row, logprobs in zip(rows, rollout.logprobs):
+            if not all(map(math.isfinite, logprobs)):
+                raise self.fault("log-probabilities of the rollout", row)
+        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]) - len(rollout.responses[i]))
+        return Rollout(*([part[i] for i in order] for part in vars(rollout).values()))
+
+    # 2. score
+
+    def score(self, rollout: Rollout) -> tuple[list[str], dict[str, torch.Tensor], torch.Tensor]:
+        """Texts, raw rewards by kind (each (B,)), and the scores (B,) after cap, sum and normalisation."""
+        texts = self.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
+        raw = {}
+        for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
+            if role == "gold":
+                right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(texts, rollout.rows)]
+                scale = self.rewards.threshold if self.rewards.rationale else 1.0
+                raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
+            elif role:
+                raw[kind] = self.forward(rollout, lambda batch, role=role: self.backbone.scores(role, batch))
+        for kind, rewards in raw.items():
+            for row, reward in zip(rollout.rows, rewards.tolist()):
+                if not math.isfinite(reward):
+                    raise self.fault(f"{kind} reward ({reward})", row)
+        scores = mix(raw.get("label"), raw.get("rationale"), self.rewards.threshold)
+        if self.config.score_norm:
+            self.moments.update(torch.tensor(ranks.gather(scores.tolist())))
+            scores = self.moments.normalise(scores)
+        return texts, raw, scores
+
+    # 3. advantages
+
+    def advantages(self, rollout: Rollout, texts: list[str], scores: torch.Tensor) -> tuple[Batch, dict]:
+        """Rewards per token, GAE, whitening."""
+        config, device = self.config, self.backbone.device
+        width = max(map(len, rollout.responses), default=0)
+        old = torch.tensor([p + [0.0] * (width - len(p)) for p in rollout.logprobs], device=device)
+        mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
+        reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
+        values = self.forward(rollout, self.backbone.values)
+        rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
+        advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+        batch = Batch(rollout, texts, mask, old, values, whiten(advantages, mask), advantages + values)
+        kl, n = ranks.total(torch.stack([((old - reference) * mask).sum(), mask.new_tensor(len(mask), dtype=torch.float)]))
+        return batch, {"kl": (kl / n).item(), "beta": self.kl.beta, "samples": int(n)}
+
+    # 4. optimise
+
+    def optimise(self, batch: Batch) -> dict:
+        """`update_epochs` passes over the batch, each in `updates` optimiser steps."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        shuffle = np.random.default_rng([config.seed, self.iteration])
+        steps = []
+        for _ in range(config.update_epochs):
+            order = shuffle.permutation(len(batch.mask)).tolist()
+            for part in range(config.updates):
+                steps.append(self.update(batch, sorted(order[part :: config.updates])))
+        mean = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+        return {**mean, "learning_rate": self.learning_rate()}
+
+    def learning_rate(self) -> float:
+        """Cosine from the peak to 0 over the run, without warm-up."""
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
+
+    def update(self, batch: Batch, rows: list[int]) -> dict:
+        """One optimiser step on the responses `rows` of the batch, micro-batch by micro-batch.
+
+        Losses are normalised by the response tokens of the whole optimiser batch over all processes.
+        """
+        config = self.config
+        tokens = ranks.total(batch.mask[rows].sum().float())
+        sums = torch.zeros(4, device=self.backbone.device)  # policy loss, ratio, clipped, value loss
+        for start in range(0, len(rows), config.micro_batch_size):
+            micro = rows[start : start + config.micro_batch_size]
+            sequences = self.sequences(batch.rollout, micro)
+            width = sequences.mask.shape[1]
+            mask, old, values, advantages, returns = (
+                part[micro, :width]
+                for part in (batch.mask, batch.old, batch.values, batch.advantages, batch.returns)
+            )
+            logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
+            policy, ratio, clipped = policy_loss(logprobs, old, advantages, mask, config.clip)
+            self.backward(policy / tokens, "policy loss", batch, micro)
+            value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)
+            self.backward(config.value_coef * value / tokens, "value loss", batch, micro)
+            sums += torch.stack([policy.detach(), ratio, clipped.float(), value.detach()])
+        policy, ratio, clipped, value = (ranks.total(sums) / tokens).tolist()
+        skipped = ratio > config.ratio_limit
+        norm = self.reduce_gradients(batch, rows)
+        if not skipped:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        return {
+            "policy_loss": policy,
+            "value_loss": value,
+            "loss": policy + config.value_coef * value,
+            "ratio": ratio,
+            "clip_fraction": clipped,
+            "gradient_norm": norm,
+            "skipped": float(skipped),
+        }
+
+    def backward(self, loss: torch.Tensor, what: str, batch: Batch, micro: list[int]) -> None:
+        if not torch.isfinite(loss):
+            raise self.fault(f"{what} ({loss.item()})", *(batch.rollout.rows[i] for i in micro))
+        self.scaler.scale(loss).backward()
+
+    def reduce_gradients(self, batch: Batch, rows: list[int]) -> float:
+        """Sum gradients over processes, clip them to `max_grad_norm`, return the norm before clipping."""
+        for parameter in self.parameters:
+            if parameter.grad is None:  # a process without rows in this step
+                parameter.grad = torch.zeros_like(parameter)
+        if ranks.world() > 1:
+            flat = ranks.total(torch.cat([p.grad.flatten() for p in self.parameters]))
+            for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters])):
+                parameter.grad = part.view_as(parameter)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise self.fault(f"gradient (norm {norm})", *(batch.rollout.rows[i] for i in rows))
+        return norm
+
+    # shared
+
+    def sequences(self, rollout: Rollout, rows: list[int]) -> Sequences:
+        prompts, responses = ([part[i] for i in rows] for part in (rollout.prompts, rollout.responses))
+        return Sequences.build(prompts, responses, self.tokenizer.pad_token_id, self.backbone.device)
+
+    @torch.no_grad()
+    def forward(self, rollout: Rollout, function: Callable[[Sequences], torch.Tensor]) -> torch.Tensor:
+        """`function` over the rollout in chunks, without gradients; (B, R) results padded to the widest response."""
+        width, size = max(map(len, rollout.responses), default=0), self.config.rollout_batch_size
+        parts = []
+        for start in range(0, len(rollout.rows), size):
+            part = function(self.sequences(rollout, list(range(len(rollout.rows)))[start : start + size]))
+            parts.append(part if part.dim() == 1 else F.pad(part, (0, width - part.shape[1])))
+        return torch.cat(parts)
+
+    def fault(self, what: str, *rows: dict) -> UserError:
+        ids = ", ".join(row["id"] for row in rows)
+        return UserError(
+            f"iteration {self.iteration + 1}: {what} is not finite; prompt {ids}. The last checkpoint stays; "
+            "lower the learning rate or use another precision"
+        )
+
+    def statistics(self, batch: Batch, raw: dict[str, torch.Tensor], scores: torch.Tensor, clock: "Clock") -> dict:
+        """What the log shows of an iteration, over all processes."""
+        rollout, tasks = batch.rollout, self.tasks
+        threshold = self.rewards.threshold
+        per_response = ranks.gather(
+            [
+                {
+                    "score": score,
+                    **{f"{kind}_reward": float(values[i]) for kind, values in raw.items()},
+                    "correct": is_correct(text, row, tasks[row["task"]]),
+                    "unparsed": read_label(text, tasks[row["task"]]) is None,
+                    "length": len(response),
+                    "eos": response[-1] == self.tokenizer.eos_token_id,
+                    "entropy": sum(entropies) / len(entropies),
+                }
+                for i, (row, text, response, entropies, score) in enumerate(
+                    zip(rollout.rows, batch.texts, rollout.responses, rollout.entropies, scores.tolist(), strict=True)
+                )
+            ]
+        )
+
+        def mean(key: str) -> float | None:
+            values = [float(r[key]) for r in per_response if r.get(key) is not None]
+            return sum(values) / len(values) if values else None
+
+        known = ["score", "label_reward", "rationale_reward", "correct", "unparsed", "length", "eos", "entropy"]
+        metrics = {name: mean(name) for name in known if mean(name) is not None}
+        for old, new in (("correct", "label_accuracy"), ("unparsed", "unparsed_rate"), ("eos", "eos_rate")):
+            if old in metrics:
+                metrics[new] = metrics.pop(old)
+        if "label" in raw:
+            capped = math.inf if threshold is None or "rationale" not in raw else threshold
+            labels = [r["label_reward"] for r in per_response]
+            metrics["reward"] = sum(min(v, capped) for v in labels) / len(labels) + metrics.get("rationale_reward", 0.0)
+            if "rationale" in raw:
+                metrics["capped_share"] = sum(v > capped for v in labels) / len(labels)
+        else:
+            metrics["reward"] = metrics["rationale_reward"]
+        seconds = sum(clock.seconds.values())
+        return {
+            **metrics,
+            "explained_variance": explained_variance(batch.values, batch.returns, batch.mask),
+            "samples_per_second": len(per_response) / seconds,
+            **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
+            "peak_memory_gib": peak_memory(),
+        }
+
+    def state(self) -> dict:
+        """Everything but tensors that a resumed run needs."""
+        return {"iteration": self.iteration, "beta": self.kl.beta, "moments": asdict(self.moments)}
+
+    def restore(self, state: dict) -> None:
+        self.iteration, self.kl.beta = state["iteration"], state["beta"]
+        self.moments = RunningMoments(**state["moments"])
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str):
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def peak_memory() -> float:
+    """GiB: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,43 @@
+"""Phase 4: the clipped losses (Schulman et al. 2017), as sums over response tokens.
+
+The caller divides by the number of response tokens of the whole optimiser batch, so that neither micro-batches
+nor processes change the result.
+"""
+
+import torch
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clipped surrogate.
+
+    Args:
+        logprobs, old, advantages: (B, R). mask: (B, R) bool.
+
+    Returns:
+        sums over response tokens of the loss, of the ratio, and of the share where clipping binds.
+    """
+    ratio = torch.exp((logprobs - old) * mask)
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return (
+        (torch.maximum(plain, clipped) * mask).sum(),
+        (ratio * mask).sum().detach(),
+        ((clipped > plain) * mask).sum().detach(),
+    )
+
+
+def value_loss(
+    values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """Half the larger of the plain and the clipped squared error, summed over response tokens; all (B, R)."""
+    clipped = torch.clamp(values, old - clip, old + clip)
+    errors = torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return 0.5 * (errors * mask).sum()
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over response tokens; NaN when the returns do not vary."""
+    kept, predicted = returns[mask].double(), values[mask].double()
+    variance = kept.var(unbiased=False).item()
+    return float("nan") if variance == 0 else 1 - (kept - predicted).var(unbiased=False).item() / variance

@@ -1,0 +1,103 @@
+"""What a task is, how an answer is written, and how the label is read back from it."""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rllr.cli import UserError
+from rllr.files import read_json
+
+KINDS = ("label", "stars", "score")
+METRICS = ("accuracy", "pearson")
+ANSWER = r"(?im)^[\s>*#\-]*label[\s*]*:(.*)$"  # the answer line of METHOD's response format, tolerantly
+
+
+@dataclass(frozen=True)
+class Task:
+    """One NLU task, as `results/data/<data>/tasks.json` holds it."""
+
+    name: str
+    kind: str  # label: one of `labels`; stars: ordered integer labels; score: a number in [low, high]
+    labels: tuple[str, ...] = ()  # label words as written in responses; empty for `score`
+    low: float | None = None
+    high: float | None = None
+    metric: str = "accuracy"  # headline metric: accuracy, or pearson for `score`
+    f1: str | None = None  # the label whose binary F1 is reported beside accuracy (MRPC, QQP)
+    answer: str = ANSWER  # regular expression whose last match's group 1 holds the label
+
+
+def load_tasks(path: Path | str) -> dict[str, Task]:
+    """Read `tasks.json`: `{name: {kind, labels, ...}}`."""
+    tasks = {}
+    for name, fields in read_json(path).items():
+        try:
+            task = Task(name=name, **{**fields, "labels": tuple(fields.get("labels", ()))})
+        except TypeError as error:
+            raise UserError(f"{path}: task {name}: {error}") from None
+        if task.kind not in KINDS or task.metric not in METRICS:
+            raise UserError(f"{path}: task {name}: kind must be one of {KINDS} and metric one of {METRICS}")
+        tasks[name] = task
+    return tasks
+
+
+def dump_tasks(tasks: dict[str, Task]) -> dict:
+    return {name: {k: v for k, v in asdict(task).items() if k != "name"} for name, task in tasks.items()}
+
+
+def respond(rationale: str | None, label: str) -> str:
+    """The response as trained on: rationale, newline, `Label: <label>`; the label line alone without rationale."""
+    return f"{rationale}\nLabel: {label}" if rationale else f"Label: {label}"
+
+
+NUMBER_WORDS = {
+    word: float(value)
+    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}
+
+
+def _normalise(text: str) -> str:
+    """Lower case, quotes, markup and outer punctuation removed, inner runs of space, '-' and '_' to one space."""
+    text = re.sub(r"[\s_\-\u2010-\u2014]+", " ", text.lower())
+    return text.strip(" \t.,;:!?*`'\"()[]{}<>\u2018\u2019\u201c\u201d\u2026")
+
+
+def read_label(answer: str, task: Task) -> str | None:
+    """The label in the last answer line of `answer`, as the task writes it; None if none can be read.
+
+    Strict where it matters: the answer line must hold exactly one of the task's labels. A label word inside a longer
+    label does not count ("not equivalent" is not "equivalent"), nor do two different labels in one line. A score
+    outside [low, high] is not a label.
+    """
+    lines = [match.group(1) for match in re.finditer(task.answer, answer)]
+    if not lines:
+        return None
+    said = _normalise(lines[-1])
+    if task.kind == "score":
+        value = _number(said)
+        return None if value is None or not task.low <= value <= task.high else f"{value:g}"
+    known = {_normalise(label): label for label in task.labels}
+    if said in known:
+        return known[said]
+    if task.kind == "stars":
+        value = _number(said)
+        return known.get(f"{value:g}") if value is not None else None
+    # Longest first, and each found label is blanked out, so that "equivalent" is not found in "not equivalent".
+    found = []
+    for label in sorted(known, key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(label)}(?!\w)"
+        if re.search(pattern, said):
+            found.append(label)
+            said = re.sub(pattern, " ", said)
+    negated = re.search(r"(?<!\w)(not|no|neither|nor|isn't|never|non)(?!\w)", said)
+    return known[found[0]] if len(found) == 1 and not negated else None
+
+
+def _number(text: str) -> float | None:
+    """The one number in `text`: digits, a word up to ten, `x out of y`, `x/y` (x alone is read), with a unit."""
+    text = re.sub(r"(?<=\d)\s*(/|out of)\s*\d+(\.\d+)?", "", text)
+    text = re.sub(r"(?<=[a-z])\s+out of\s+\w+", "", text)
+    numbers = re.findall(r"(?<![\w.])-?\d+(?:[.,]\d+)?(?![\w])", text)
+    words = [w for w in re.findall(r"[a-z]+", text) if w in NUMBER_WORDS]
+    if len(numbers) + len(words) != 1:
+        return None
+    return float(numbers[0].replace(",", ".")) if numbers else NUMBER_WORDS[words[0]]

@@ -1,0 +1,132 @@
+"""What SFT and reward models share: the trainer's arguments, resuming, the log."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rllr import checkpoints
+from rllr.cli import UserError, log
+from rllr.files import atomic_dir, write_jsonl
+
+
+@dataclass
+class TrainingConfig:
+    """The resolved config of an SFT or reward-model stage (workflow/schemas/model.schema.yaml describes the keys)."""
+
+    model: str
+    stage: str
+    seed: int
+    learning_rate: float
+    epochs: float
+    batch_size: int
+    micro_batch_size: int
+    weight_decay: float
+    max_grad_norm: float
+    warmup_steps: int
+    cutoff: int
+    save_steps: int
+    precision: str
+    gradient_checkpointing: bool
+    lora: dict
+
+
+def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
+    """Forward passes per optimiser step and device.
+
+    Raises:
+        UserError: the batch does not divide evenly; rows would silently be dropped or doubled.
+    """
+    if batch_size % (micro_batch_size * processes):
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} x {processes} processes"
+        )
+    return batch_size // (micro_batch_size * processes)
+
+
+def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
+    """Arguments of trl's SFTConfig and RewardConfig alike; logs the batch arithmetic."""
+    import math
+    import os
+
+    import torch
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    steps_per_batch = accumulation(config.batch_size, config.micro_batch_size, processes)
+    steps = math.ceil(math.ceil(rows / config.batch_size) * config.epochs)
+    log(
+        f"batch: {config.micro_batch_size} rows x {steps_per_batch} accumulation x {processes} processes "
+        f"= {config.batch_size}; {rows} rows x {config.epochs:g} epochs = {steps} optimiser steps, "
+        f"learning rate {config.learning_rate:g}, cosine"
+    )
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": steps_per_batch,
+        "learning_rate": config.learning_rate,
+        "num_train_epochs": config.epochs,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "bf16": kind == torch.bfloat16,
+        "fp16": kind == torch.float16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "max_length": None,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def train(trainer, folder: Path, out: Path) -> None:
+    """Train to the end, from the newest whole checkpoint if there is one, then write adapter/ and train_log.jsonl."""
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        """Seals each checkpoint and keeps the log on disk as it grows."""
+
+        def on_save(self, args, state, control, **kwargs):
+            if state.is_world_process_zero:
+                checkpoints.seal(folder / f"checkpoint-{state.global_step}")
+                checkpoints.rotate(folder)
+
+        def on_log(self, args, state, control, **kwargs):
+            if state.is_world_process_zero:
+                write_jsonl(out / "train_log.jsonl", state.log_history)
+
+    trainer.add_callback(Keeper())
+    newest = checkpoints.latest(folder)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if not trainer.is_world_process_zero():
+        return
+    if not all(abs(row["loss"]) < float("inf") for row in trainer.state.log_history if "loss" in row):
+        raise UserError("the training loss is not finite; lower the learning rate or use another precision")
+    write_jsonl(out / "train_log.jsonl", trainer.state.log_history)
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), out / "adapter")
+
+
+def save_adapter(model, folder: Path, name: str = "default") -> None:
+    """Write one LoRA adapter in PEFT's format, whole or not at all."""
+    with atomic_dir(folder) as temporary:
+        model.save_pretrained(str(temporary), selected_adapters=[name])
+        nested = temporary / name
+        if name != "default" and nested.is_dir():
+            for file in nested.iterdir():
+                file.rename(temporary / file.name)
+            nested.rmdir()
+        config = json.loads((temporary / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = None  # no path of this machine in the result
+        config["inference_mode"] = True
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (temporary / "README.md").unlink(missing_ok=True)
+
+
+def finish(folder: Path) -> None:
+    """Remove the checkpoints of a finished stage."""
+    shutil.rmtree(folder, ignore_errors=True)

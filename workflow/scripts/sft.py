@@ -1,0 +1,75 @@
+"""Supervised fine-tuning with LoRA on prompt -> response rows (methods sft and sft_wrat).
+
+The loss is the mean over the response tokens of an optimiser batch. A killed run resumes from its newest checkpoint.
+
+    python workflow/scripts/sft.py --config results/tiny/sft_wrat/config.yaml --base results/tiny/base \\
+        --data results/data/demo/sft_with_rat_train.jsonl --tasks results/data/demo/tasks.json --out results/tiny/sft_wrat
+
+Writes <out>/adapter (PEFT) and <out>/train_log.jsonl.
+"""
+
+from pathlib import Path
+
+from rllr import cli
+from rllr.config import load_stage
+from rllr.files import stage_lock
+from rllr.rows import read_responses
+from rllr.tasks import load_tasks
+from rllr.tokens import Encoder
+from rllr.training import TrainingConfig, finish, train, trainer_arguments
+
+
+def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
+    """Rows -> `input_ids` and `completion_mask` (1 on response tokens, EOS included)."""
+    encoded = []
+    for row in rows:
+        response = encoder.response(row["output"])
+        prompt = encoder.prompt(row, room=len(response))
+        encoded.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
+    return encoded
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="resolved stage config (YAML)")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--data", type=Path, required=True, help="sft_train.jsonl or sft_with_rat_train.jsonl")
+    parser.add_argument("--tasks", type=Path, required=True, help="tasks.json of the data")
+    parser.add_argument("--out", type=Path, required=True, help="stage folder")
+    args = parser.parse_args()
+    config = load_stage(TrainingConfig, args.config)
+    rows = read_responses(args.data, load_tasks(args.tasks))
+
+    # Heavy imports only once the input is known to be good.
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from rllr import checkpoints, models
+
+    with stage_lock(args.out):
+        folder = args.out / "checkpoints"
+        kind = models.dtype(config.precision)
+        tokenizer = models.load_tokenizer(args.base)
+        encoder = Encoder(tokenizer, config.cutoff)
+        encoded = encode(rows, encoder)
+        encoder.report(str(args.data), [len(row["input_ids"]) for row in encoded])
+        checkpoints.prepare(folder, checkpoints.fingerprint([args.config, args.base, args.data]))
+
+        arguments = trainer_arguments(config, len(encoded), folder, kind)
+        set_seed(config.seed)
+        trainer = SFTTrainer(
+            model=models.load_causal(args.base, kind),
+            args=SFTConfig(**arguments, completion_only_loss=True),
+            train_dataset=Dataset.from_list(encoded),
+            processing_class=tokenizer,
+            peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
+        )
+        models.cast_weights_not_activations(trainer.model)
+        models.describe(trainer.model, kind)
+        train(trainer, folder, args.out)
+        finish(folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)
