@@ -30,9 +30,10 @@ rule all:
     default_target: True
     localrule: True
     input:
-        metrics=expand(
-            "results/{model}/{method}/metrics.json",
+        results=expand(
+            "results/{model}/{method}/{file}",
             model=config["models"],
             method=config["methods"],
+            file=["metrics.json", "predictions.jsonl", "curves.svg"],
         ),
         summary=expand("results/summary.{format}", format=["tsv", "md"]),

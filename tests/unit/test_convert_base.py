@@ -3,9 +3,10 @@
 import math
 from pathlib import Path
 
-import published_layouts
 import pytest
 import torch
+
+import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import convert, finish, published, register, shards, tokenizer
 from rllr.cli import UserError
@@ -276,6 +277,19 @@ def test_another_kind_of_model_is_refused(tmp_path):
             published.place(tmp_path / source, family, tmp_path)
 
 
+def test_memory_holds_one_output_shard(tmp_path, monkeypatch):
+    """However large the published shards are: full output shards are written at once."""
+    tensors = publish("baichuan2", tmp_path / "published")
+    monkeypatch.setattr(shards, "SHARD", 50_000)
+    shards.rewrite(shards.find(tmp_path / "published"), tmp_path, lambda name, tensor: {name: tensor})
+    written = shards.find(tmp_path)
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    assert len(written) > 3 and max(path.stat().st_size for path in written) < 50_000 + largest + 5_000
+    found = {name: tensor for path in written for name, tensor in shards.tensors(path)}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
 def test_pickles_with_code_are_refused(tmp_path):
     class Attack:
         def __reduce__(self):
@@ -321,7 +335,12 @@ def test_special_tokens(converted):
         assert fast(marker, add_special_tokens=False)["input_ids"] == [index]
         assert fast.decode([index], skip_special_tokens=True) == ""
     if family == "chatglm3":
-        assert fast.convert_ids_to_tokens([64789, 64791, 64793, 64797]) == ["[MASK]", "[sMASK]", "eop", "<|observation|>"]
+        assert fast.convert_ids_to_tokens([64789, 64791, 64793, 64797]) == [
+            "[MASK]",
+            "[sMASK]",
+            "eop",
+            "<|observation|>",
+        ]
 
 
 def test_a_marker_with_another_id_is_refused(tmp_path):

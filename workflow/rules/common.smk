@@ -3,6 +3,7 @@
 
 import ast
 import functools
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PYTHON = sys.executable
 sys.path.insert(0, str(PROGRAMS))
 
 from rllr.cli import UserError
-from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, validate
+from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate
 
 # Method -> the reward models that its PPO run reads (none: not trained by PPO, or a verified reward).
 REWARD_MODELS = {
@@ -131,9 +132,22 @@ def check_config():
         data_config(data)
 
 
+@one_line
+def check_targets():
+    """Unknown models and methods among the targets, before input functions would meet them one by one."""
+    for target in sys.argv[1:]:  # Snakemake knows its targets only after the rules
+        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/", target)
+        if match:
+            model_config(match[1])
+            if match[2] not in {*SECTIONS, "base", "logs"}:
+                raise UserError(f"unknown method {match[2]!r}; known: {', '.join(REWARD_MODELS)}")
+
+
+config["overrides"] = typed(config["overrides"])
 DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")
 PREPARED = config["prepared"]
 check_config()
+check_targets()
 
 
 wildcard_constraints:

@@ -33,3 +33,35 @@ rule summary:
     shell:
         "{PYTHON} {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
         "--tasks {input.tasks:q} --out results > {log:q} 2>&1"
+
+
+rule curves:
+    input:
+        log="results/{model}/{stage}/train_log.jsonl",
+        program=program("curves.py"),
+        code=code("curves.py"),
+    output:
+        curves=report(
+            "results/{model}/{stage}/curves.svg",
+            caption="../report/curves.rst",
+            category="Training",
+            subcategory="{model}",
+            labels={"stage": "{stage}"},
+        ),
+    params:
+        title=lambda wildcards: f"{wildcards.stage}, {wildcards.model}",
+    log:
+        "results/{model}/{stage}/logs/curves.log",
+    benchmark:
+        "results/{model}/{stage}/logs/curves.benchmark.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../../environment.yml"
+    message:
+        "Curves of {wildcards.stage} of {wildcards.model}"
+    shell:
+        "{PYTHON} {input.program:q} --log {input.log:q} --title {params.title:q} --out {output.curves:q} "
+        "> {log:q} 2>&1"

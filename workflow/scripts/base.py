@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from rllr.cli import log, parser, run
 from rllr.files import atomic_dir, write_json
 
@@ -42,36 +43,42 @@ def arguments() -> Arguments:
 
 def obtain(base: dict, args: Arguments, folder: Path) -> dict:
     """Put config, weights and tokenizer into `folder`; returns where they came from."""
-    if base["source"] == "scratch":
-        from rllr.base import scratch
-
-        return scratch.build(base, args.data, folder)
-    if base["source"] == "package":
-        from rllr.base import package
-
-        return package.convert(base, args.package, folder)
-    from rllr.base import hub, published
-
+    origin = {"source": base["source"], "id": base.get("id"), "revision": None}
     if base["source"] == "hub":
-        source, revision = hub.fetch(base)
-        published.place(source, base.get("convert"), folder)
-        return {"source": "hub", "id": base["id"], "revision": revision}
-    source = Path(base["path"])
-    published.place(source, base.get("convert"), folder)
-    return {"source": "local", "id": str(source), "revision": None}
+        from rllr.base import hub
+
+        source, origin["revision"] = hub.fetch(base)
+
+    # Heavy imports only once the download is there.
+    from transformers.utils import logging
+
+    from rllr.base import package, published, register, scratch
+
+    logging.disable_progress_bar()
+    register()
+    match base["source"]:
+        case "hub":
+            published.place(source, base.get("convert"), folder)
+        case "local":
+            published.place(Path(base["path"]), base.get("convert"), folder)
+            origin["id"] = base["path"]
+        case "package":
+            package.convert(base, args.package, folder)
+            origin |= {"id": base["package"], "revision": f"sha256:{base['sha256']}"}
+        case "scratch":
+            scratch.build(base, args.data, folder)
+            origin["id"] = f"random Llama, seed {base['seed']}"
+    return origin
 
 
 def main() -> None:
     args = arguments()
     base = yaml.safe_load(args.config.read_text(encoding="utf-8"))["base"]
-
-    from rllr.base import finish, register
-    from transformers.utils import logging
-
-    register()
-    logging.disable_progress_bar()  # the bars of reading and writing weights; downloads keep theirs
     with atomic_dir(args.out) as folder:
         origin = obtain(base, args, folder)
+
+        from rllr.base import finish
+
         finish.finish(folder, base.get("pad"), args.template)
         origin |= {"licence": base.get("licence")} | finish.check(folder)
         write_json(folder / "origin.json", origin)

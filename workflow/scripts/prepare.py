@@ -1,9 +1,9 @@
 """Make the data files that every stage reads, checked, with a report of what is in them.
 
-    python workflow/scripts/prepare.py --config config/data/demo.yaml --packages results/packages --out results/data/demo
+    python workflow/scripts/prepare.py --config config/data/demo.yaml --out results/data/demo
 
-The config is a file of config/data. Paths in it are relative to the current folder. Writes the files listed in rllr.data.FILES
-as JSON lines, tasks.json, report.json and report.svg; all of them, or none if a row is not as it should be.
+The config is a file of config/data. Paths in it are relative to the current folder. Writes the files listed in
+rllr.data.FILES as JSON lines, tasks.json, report.json and report.svg: all, or none if a row is not as it should be.
 """
 
 import os
@@ -41,11 +41,17 @@ def main() -> None:
 
     from rllr.data import report
     from rllr.data.build import build
+    from rllr.data.release import build_release
 
     with stage_lock(args.out), tempfile.TemporaryDirectory(dir=args.out, prefix=".prepare-") as temporary:
         folder = Path(temporary)
-        built = build(config, args.packages, folder, args.workers)
-        described = report.make_report(config, built)
+        if config.release:
+            built = build_release(config, folder)
+        else:
+            built = build(config, args.packages, folder, args.workers)
+        described = report.make_report(built)
+        if config.tokenizers:
+            described["tokens"] = report.token_lengths(folder, config.tokenizers, config.cutoff)
         report.log_table(described)
         write_json(folder / "tasks.json", dump_tasks(config.tasks))
         write_json(folder / "report.json", described)

@@ -39,26 +39,19 @@ def make_trainer(model, pad: int, **arguments):
     """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone."""
     from trl import RewardTrainer
 
-    from rllr.reward import pairwise_loss
+    from rllr.reward import pairwise_loss, response_scores
 
     class PairTrainer(RewardTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             model(**inputs, use_cache=False)
             chosen, rejected = captured["scores"].squeeze(-1).chunk(2)
             chosen_ids, rejected_ids = inputs["input_ids"].chunk(2)
-            losses = pairwise_loss(chosen, rejected, chosen_ids, rejected_ids, pad)
-            with self.accelerator.autocast():
-                self._metrics["train"]["pair_accuracy"].append(accuracy(chosen, rejected, chosen_ids, rejected_ids))
-            return losses.mean()
-
-    def accuracy(chosen, rejected, chosen_ids, rejected_ids) -> float:
-        from rllr.reward import response_scores
-
-        wins = response_scores(chosen, chosen_ids != pad) > response_scores(rejected, rejected_ids != pad)
-        return wins.float().mean().item()
+            wins = response_scores(chosen, chosen_ids != pad) > response_scores(rejected, rejected_ids != pad)
+            self._metrics["train"]["pair_accuracy"].append(wins.float().mean().item())
+            return pairwise_loss(chosen, rejected, chosen_ids, rejected_ids, pad).mean()
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
-    # the call still goes through whatever wraps the model (DDP, FSDP, checkpointing).
+    # the call still goes through whatever wraps the model (DDP).
     captured = {}
     trainer = PairTrainer(model=model, **arguments)
     head = trainer.model.get_base_model().score.modules_to_save["default"]

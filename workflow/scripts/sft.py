@@ -29,6 +29,29 @@ def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
     return encoded
 
 
+def make_trainer(**arguments):
+    """trl's SFTTrainer with logits at response tokens only: its own loss also unembeds the prompt, half of the time."""
+    from torch.nn import functional as F
+    from trl import SFTTrainer
+
+    class ResponseTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            rows, places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+            predicting["positions"] = rows, places
+            logits = model(**inputs, use_cache=False).logits  # (N, V), N response tokens
+            loss = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="sum") / num_items_in_batch
+            # `num_items_in_batch` counts the tokens of all processes, and DDP averages their gradients.
+            return loss * self.accelerator.num_processes
+
+    # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
+    predicting = {}
+    trainer = ResponseTrainer(**arguments)
+    unembed = trainer.accelerator.unwrap_model(trainer.model).get_base_model().get_output_embeddings()
+    unembed.register_forward_pre_hook(lambda module, args: (args[0][predicting["positions"]],))
+    return trainer
+
+
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved stage config (YAML)")
@@ -43,7 +66,7 @@ def main() -> None:
     # Heavy imports only once the input is known to be good.
     from datasets import Dataset
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     from rllr import checkpoints, models
 
@@ -58,7 +81,7 @@ def main() -> None:
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
-        trainer = SFTTrainer(
+        trainer = make_trainer(
             model=models.load_causal(args.base, kind),
             args=SFTConfig(**arguments, completion_only_loss=True),
             train_dataset=Dataset.from_list(encoded),

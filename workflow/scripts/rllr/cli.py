@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -48,6 +49,10 @@ def machine_fault(error: BaseException) -> str | None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a program's main. A user's error or a machine's fault ends in one line and exit code 1."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Idle OpenMP threads soon give the core up: spinning, a job slows down tenfold beside a busy neighbour.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,21 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-5 as text; people mean the number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def typed(value: Any) -> Any:
+    """Nested values of `--config key={...}`, which Snakemake hands over as text, read as YAML reads them."""
+    if isinstance(value, dict):
+        return {key: typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [typed(inner) for inner in value]
+    return yaml.load(value, _Loader) if isinstance(value, str) else value
 
 
 def merge(base: dict, *overrides: dict) -> dict:

@@ -56,8 +56,8 @@ NUMBER_WORDS = {
 
 
 def _normalise(text: str) -> str:
-    """Lower case, quotes, markup and outer punctuation removed, inner runs of space, '-' and '_' to one space."""
-    text = re.sub(r"[\s_\-\u2010-\u2014]+", " ", text.lower())
+    """Lower case; quotes, markup and outer punctuation removed; inner runs of space, '_' and hyphens to one space."""
+    text = re.sub(r"[\s_]+|(?<=\w)[\-\u2010-\u2014]+(?=\w)", " ", text.lower())
     return text.strip(" \t.,;:!?*`'\"()[]{}<>\u2018\u2019\u201c\u201d\u2026")
 
 

@@ -65,10 +65,10 @@ class Baichuan13BModel(Baichuan13BPreTrainedModel, LlamaModel):
 
     def forward(self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, **kwargs):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
-        batch, queries = inputs.shape[:2]
+        queries = inputs.shape[1]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None:
-            attention_mask = torch.ones(batch, seen + queries, dtype=torch.bool, device=inputs.device)
+            attention_mask = torch.ones(1, seen + queries, dtype=torch.bool, device=inputs.device)  # broadcast
         if attention_mask.ndim == 2:
             heads = self.config.num_attention_heads
             attention_mask = alibi_mask(attention_mask, queries, heads, self.embed_tokens.weight.dtype)

@@ -72,7 +72,8 @@ def normalised_head(tensor, config) -> dict:
     """Baichuan2's output head scales each row to unit length at every call; here it is done once, in fp32."""
     import torch
 
-    return {"lm_head.weight": torch.nn.functional.normalize(tensor.float()).to(tensor.dtype)}
+    rows = [torch.nn.functional.normalize(rows.float()).to(tensor.dtype) for rows in tensor.split(8192)]
+    return {"lm_head.weight": torch.cat(rows)}
 
 
 LAYER = r"model\.layers\.(\d+)\."

@@ -28,7 +28,7 @@ def fetch(base: dict) -> tuple[Path, str]:
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     name, revision = base["id"], base["revision"]
-    source = {"repo_id": name, "revision": revision}
+    source = {"repo_id": name, "revision": revision}  # by this name, so that it is found again without a network
     page = f"{constants.ENDPOINT}/{name}"
     try:
         if constants.HF_HUB_OFFLINE:
@@ -46,10 +46,9 @@ def fetch(base: dict) -> tuple[Path, str]:
         raise UserError(f"base.id: {error}") from None
     except errors.HfHubHTTPError as error:
         raise UserError(f"{page}: {str(error).splitlines()[0]}") from None
-    except OSError as error:  # no network
-        try:
-            folder = Path(snapshot_download(**source, local_files_only=True))
-        except errors.LocalEntryNotFoundError:
+    except (OSError, errors.HTTPError) as error:  # no network
+        folder = cached(source)
+        if folder is None:
             raise UserError(
                 f"{name}: the hub cannot be reached ({str(error).splitlines()[0]}) and its cache "
                 f"{constants.HF_HUB_CACHE} holds no copy. Fetch it on a machine with a network "
@@ -67,12 +66,26 @@ def fetch(base: dict) -> tuple[Path, str]:
     wanted = {file: size for file, size in files.items() if any(fnmatch(file, pattern) for pattern in patterns)}
     check_room(name, info.sha, wanted, Path(constants.HF_HUB_CACHE))
     try:
-        folder = snapshot_download(name, revision=info.sha, allow_patterns=patterns)
+        folder = snapshot_download(**source, allow_patterns=patterns)
     except errors.GatedRepoError:
         raise no_access(name, page) from None
-    except errors.HfHubHTTPError as error:
+    except errors.HTTPError as error:
         raise UserError(f"{page}: {str(error).splitlines()[0]}; run again to go on from there") from None
     return Path(folder), info.sha
+
+
+def cached(source: dict) -> Path | None:
+    """The snapshot's folder if the cache holds one with a set of weights."""
+    from huggingface_hub import errors, snapshot_download
+
+    for weights in WEIGHTS:
+        try:
+            folder = Path(snapshot_download(**source, allow_patterns=[weights, *SMALL_FILES], local_files_only=True))
+        except (errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError):
+            continue
+        if any(folder.glob(weights)):
+            return folder
+    return None
 
 
 def no_access(name: str, page: str) -> UserError:

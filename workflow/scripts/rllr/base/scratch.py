@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
     )
 
 
-def build(base: dict, data: Path | str, folder: Path) -> dict:
+def build(base: dict, data: Path | str, folder: Path) -> None:
     """Write tokenizer and random fp32 weights to `folder`; `base` gives the sizes and the seed.
 
     Raises:
@@ -68,4 +68,3 @@ def build(base: dict, data: Path | str, folder: Path) -> dict:
     torch.manual_seed(base["seed"])
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"source": "scratch", "id": f"random Llama, seed {base['seed']}", "revision": None}

@@ -1,6 +1,5 @@
 """Checkpoints on disk: which weight files a folder holds, and rewriting them tensor by tensor."""
 
-import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+SHARD = 2 * 2**30  # bytes after which an output shard is written
 
 
 def find(folder: Path) -> list[Path]:
@@ -64,9 +64,9 @@ def tensors(path: Path) -> Iterator[tuple]:
 
 
 def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], dict]) -> None:
-    """Pass every tensor of `files` through `convert` and write the results as safetensors to `folder`.
+    """Pass every tensor of `files` through `convert` and write the results as safetensors shards to `folder`.
 
-    One output shard for each input file, so that memory holds about one shard at a time.
+    Inputs are mapped and an output shard is written as soon as it is full, so that memory holds about one of these.
 
     Args:
         files: a checkpoint's weight files.
@@ -77,24 +77,40 @@ def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], di
     """
     from safetensors.torch import save_file
 
-    where, total = {}, 0
-    for number, path in enumerate(files, 1):
-        shard = f"model-{number:05}-of-{len(files):05}.safetensors" if len(files) > 1 else "model.safetensors"
-        log(f"{path.name} -> {shard}")
-        out = {}
+    where, full, held, total = {}, {}, 0, 0  # tensor -> shard number, the shard being filled, its bytes, all bytes
+
+    def flush() -> None:
+        nonlocal full, held
+        save_file(full, folder / f"{max(where.values()):05}", {"format": "pt"})
+        full, held = {}, 0
+
+    count = 1
+    for path in files:
+        log(f"reading {path.name}")
         for name, tensor in tensors(path):
             for new, value in convert(name, tensor).items():
                 if new in where:
                     raise UserError(f"{path}: {name}: {new} comes twice")
-                where[new] = shard
-                out[new] = value.clone().contiguous()  # no storage shared with the source or with another tensor
-                total += value.numel() * value.element_size()
-        save_file(out, folder / shard, {"format": "pt"})
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        write_json(folder / "model.safetensors.index.json", index)
+                where[new] = count
+                full[new] = value.clone().contiguous()  # no storage shared with the source or with another tensor
+                held += value.nbytes
+                total += value.nbytes
+            if held >= SHARD:
+                flush()
+                count += 1
+    if full:
+        flush()
+    count = max(where.values(), default=0)
+    names = {n: f"model-{n:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for n in where.values()}
+    for number, name in names.items():
+        (folder / f"{number:05}").rename(folder / name)
+    if count > 1:
+        weight_map = {tensor: names[number] for tensor, number in where.items()}
+        write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
 
 
 def size(files: list[Path]) -> int:
     """Bytes of the files together."""
-    return sum(math.ceil(path.stat().st_size) for path in files)
+    return sum(path.stat().st_size for path in files)

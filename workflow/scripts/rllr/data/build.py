@@ -27,14 +27,16 @@ import numpy as np
 from rllr.cli import UserError, log
 from rllr.data import FILES
 from rllr.data.annotators import Ask, make_annotator
-from rllr.data.config import DataConfig, TaskSpec
+from rllr.data.config import DataConfig
+from rllr.data.counts import count_row
 from rllr.data.pairs import corrupt, mix, read_confusion, usable, wrong_labels
-from rllr.data.plan import USES, Plan, Rows, make_plan, ranks
+from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps, ranks
 from rllr.data.sources import read_rows
 from rllr.tasks import respond
 
 CHUNK = 2000  # rows a worker takes at a time; part of the result (never derived from the number of workers)
-LENGTH_STEP = 8  # words per bar of the length histogram
+
+encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps makes a new encoder at every call
 
 
 def hash64(text: str) -> int:
@@ -83,9 +85,7 @@ def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, di
                 columns["key"].append(hash64(key))
                 columns["offset"].append(spool.tell())
                 identity.append(hash64(row_id))
-                spool.write(
-                    json.dumps([row.where, row_id, row.text, row.text2, row.label], ensure_ascii=False).encode() + b"\n"
-                )
+                spool.write(encode([row.where, row_id, row.text, row.text2, row.label]).encode() + b"\n")
     spool.flush()
     rows = Rows(**{name: np.array(values) for name, values in columns.items()})
     _check_ids(np.array(identity), rows, spool.name, config)
@@ -213,20 +213,18 @@ class Builder:
             "instruction": spec.instruction,
             "input": spec.input.format(text=ask.text, text2=ask.text2),
         }
-        n_words = len(ask.text.split()) + len(ask.text2.split())
+        start, n_words = encode(prompt)[:-1], len(prompt["input"].split())
 
         def emit(file: str, fields: dict) -> None:
-            lines[file].append(json.dumps(prompt | fields, ensure_ascii=False) + "\n")
-            counts[("rows", file, task.name)] += 1
-            counts[("label", file, task.name, ask.label)] += 1
-            counts[("words", file, n_words // LENGTH_STEP)] += 1
+            lines[file].append(f"{start}, {encode(fields)[1:]}\n")
+            count_row(counts, file, task.name, ask.label, n_words)
 
         good = {}
         for slot, rationale in got.items():
             if usable(rationale, wanted[slot].label, task):
                 good[slot] = respond(rationale, wanted[slot].label)
             else:
-                counts[("dropped", task.name, "rationales missing or unusable")] += 1
+                counts["dropped", task.name, "rationales missing or unusable"] += 1
         gold = good.get("gold")
         prompt_only = {"label": ask.label}
         if "sft" in uses:
@@ -257,9 +255,9 @@ class Builder:
                     how, pair = self._corrupted(i, spec, ask, gold, donor, got.get("donor"))
                 if pair:
                     emit(file, {"output": pair, "label": ask.label})
-                    counts[("rejected by", file, how)] += 1
+                    counts["rejected by", file, how] += 1
                 else:
-                    counts[("dropped", task.name, "rationale-sensitive pairs without a worse rationale")] += 1
+                    counts["dropped", task.name, "rationale-sensitive pairs without a worse rationale"] += 1
 
     def _corrupted(self, i, spec, ask, gold, donor, donor_rationale) -> tuple[str | None, list[str] | None]:
         for kind in self._corruptions(i):
@@ -300,7 +298,7 @@ def build(config: DataConfig, packages: Path, folder: Path, workers: int) -> dic
     """Write every file of FILES into `folder`.
 
     Returns:
-        what the report needs: rows, plan, dropped, counts, annotator summary.
+        what the report needs.
     """
     name, settings = config.annotator
     with ExitStack() as stack:
@@ -336,9 +334,9 @@ def build(config: DataConfig, packages: Path, folder: Path, workers: int) -> dic
             file.flush()
             os.fsync(file.fileno())
     return {
-        "rows": rows,
-        "plan": plan,
-        "dropped": dropped,
         "counts": counts,
+        "sources": {task: {**dropped[task], **plan.hygiene[task]} for task in config.specs},
+        "asked": plan.asked,
+        "shared": overlaps(plan),
         "annotator": {"name": name, **annotator.summary()},
     }

@@ -1,5 +1,6 @@
 """The data config: one YAML file, checked against its schema, as frozen objects."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class DataConfig:
     tokenizers: dict[str, str]
     cutoff: int
     release: dict | None = None
+    match: dict[str, str] = field(default_factory=dict)  # task -> pattern of its instructions, for a release
     tasks: dict[str, Task] = field(default_factory=dict)
 
 
@@ -58,15 +60,19 @@ def load_config(path: Path | str) -> DataConfig:
     specs = {name: _task_spec(f"{path}: tasks.{name}", name, section) for name, section in raw["tasks"].items()}
     packages = raw.get("packages", {})
     for name, spec in specs.items():
-        if "release" not in raw and "train" not in spec.sources:
-            raise UserError(f"{path}: tasks.{name}.train: missing, expected a source section")
+        if "release" not in raw:
+            for key in ("train", "instruction"):
+                if key not in raw["tasks"][name]:
+                    raise UserError(f"{path}: tasks.{name}.{key}: missing")
         for split, source in spec.sources.items():
             if "package" in source and source["package"] not in packages:
                 raise UserError(
                     f"{path}: tasks.{name}.{split}.package: found {source['package']!r}, "
                     f"expected a key of packages ({', '.join(packages) or 'none'})"
                 )
-    for use, value in raw["rows"].items():
+    if "release" not in raw and not raw.get("rows"):
+        raise UserError(f"{path}: rows: missing, expected how many rows each file takes")
+    for use, value in raw.get("rows", {}).items():
         if isinstance(value, dict) and (unknown := set(value) - set(specs)):
             raise UserError(f"{path}: rows.{use}.{min(unknown)}: no such task, expected {', '.join(specs)}")
     (annotator,) = raw.get("annotator", {"cue": {}}).items()
@@ -74,11 +80,13 @@ def load_config(path: Path | str) -> DataConfig:
         for name, spec in specs.items():
             _check_claims(f"{path}: tasks.{name}.claims", spec)
     pairs = raw.get("pairs", {})
+    if pairs.get("rationale_sensitive", {}).get("by") == "judge" and not (annotator[1] or {}).get("judge_prompt"):
+        raise UserError(f"{path}: pairs.rationale_sensitive.by: judge needs the annotator endpoint with a judge_prompt")
     return DataConfig(
         seed=raw["seed"],
         specs=specs,
         packages=packages,
-        rows=raw["rows"],
+        rows=raw.get("rows", {}),
         avoid=raw.get("avoid", {}),
         annotator=(annotator[0], annotator[1] or {}),
         label_pairs={"wrong": 1, "min_distance": 1, "confusion": None, **pairs.get("label_sensitive", {})},
@@ -90,6 +98,7 @@ def load_config(path: Path | str) -> DataConfig:
         tokenizers=raw.get("tokenizers", {}),
         cutoff=raw.get("cutoff", 1536),
         release=raw.get("release"),
+        match={name: section["match"] for name, section in raw["tasks"].items() if "match" in section},
         tasks={name: spec.task for name, spec in specs.items()},
     )
 
@@ -111,6 +120,15 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         task = Task(name=name, kind=kind, labels=labels)
         if read_label(respond(None, label), task) != label:
             raise UserError(f"{where}.labels: {label!r} cannot be told from another label in an answer")
+    for key in ("answer", "match"):
+        try:
+            re.compile(section.get(key, ""))
+        except re.error as error:
+            raise UserError(f"{where}.{key}: not a regular expression ({error})") from None
+    try:
+        section.get("input", "").format(text="", text2="")
+    except (LookupError, ValueError) as error:
+        raise UserError(f"{where}.input: expected the fields {{text}} and {{text2}} ({error!r})") from None
     sources = {split: section[split] for split in ("train", "test") if split in section}
     pairs = {"text2" in source for source in sources.values()}
     if len(pairs) == 2:

@@ -33,7 +33,9 @@ def candidates(spec: TaskSpec, gold: str, min_distance: float) -> tuple[str, ...
     return tuple(label for label in labels if abs(float(label) - float(gold)) >= min_distance)
 
 
-def wrong_labels(spec: TaskSpec, gold: str, row_hash: int, wrong: int, min_distance: float, confusion: dict) -> list[str]:
+def wrong_labels(
+    spec: TaskSpec, gold: str, row_hash: int, wrong: int, min_distance: float, confusion: dict
+) -> list[str]:
     """`wrong` labels (or all, if there are fewer) to reject: those most often confused with gold, then by chance.
 
     Args:

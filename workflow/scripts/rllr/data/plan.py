@@ -14,6 +14,7 @@ USES = {
         ("test", "test_label_pairs", "test_rationale_pairs", *TRAIN_USES, "validation_label_pairs", "statistics")
     )
 }
+REPORTED = ("sft", "label_pairs", "rationale_pairs", "unsupervised", "validation", "test")  # whose overlaps matter
 # What is drawn from the rows of another use rather than from free training rows.
 WITHIN = {"test_label_pairs": "test", "test_rationale_pairs": "test", "validation_label_pairs": "validation"}
 
@@ -159,7 +160,12 @@ def _set_donors(plan: Plan, rows: Rows) -> None:
     used = np.flatnonzero(plan.uses & (USES["rationale_pairs"] | USES["test_rationale_pairs"]))
     order = used[np.lexsort((plan.rank[used], rows.label[used], side[used], rows.task[used]))]
     group = np.stack([rows.task[order], side[order], rows.label[order]]).astype(np.int64)
-    starts = np.flatnonzero(np.r_[True, (group[:, 1:] != group[:, :-1]).any(0)]) if len(order) else np.array([], int)
-    for start, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
-        if end - start > 1:
-            plan.donor[order[start:end]] = np.roll(order[start:end], -1)
+    for members in np.split(order, np.flatnonzero((group[:, 1:] != group[:, :-1]).any(0)) + 1):
+        if len(members) > 1:
+            plan.donor[members] = np.roll(members, -1)
+
+
+def overlaps(plan: Plan) -> dict[str, dict[str, int]]:
+    """Rows that two uses share; on the diagonal the rows of a use."""
+    masks = {use: plan.uses & USES[use] > 0 for use in REPORTED}
+    return {a: {b: int(np.sum(masks[a] & masks[b])) for b in REPORTED} for a in REPORTED}

@@ -1,23 +1,23 @@
 """What is in the prepared files: report.json, a table in the log, and a plot."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rllr.cli import log
+from rllr.cli import UserError, log
 from rllr.data import FILES
-from rllr.data.build import LENGTH_STEP
-from rllr.data.plan import USES, Plan
+from rllr.data.counts import LENGTH_STEP
+from rllr.files import read_jsonl
 
-# Files whose overlap in rows matters, by the use that fills them.
-OVERLAPS = ("sft", "label_pairs", "rationale_pairs", "unsupervised", "validation", "test")
+SAMPLE = 1000  # rows a file whose tokens are counted
 
 
-def make_report(config: Any, built: dict[str, Any]) -> dict:
+def make_report(built: dict[str, Any]) -> dict:
     """The report of `build`'s results as plain JSON values."""
-    plan, counts = built["plan"], built["counts"]
+    counts = built["counts"]
     files: dict[str, dict] = {}
     for file in FILES:
         lengths = {key[2]: n for key, n in counts.items() if key[:2] == ("words", file)}
@@ -25,38 +25,32 @@ def make_report(config: Any, built: dict[str, Any]) -> dict:
             "rows": sum(lengths.values()),
             "tasks": {
                 task: {"rows": counts["rows", file, task], "labels": _labels(counts, file, task)}
-                for task in config.specs
+                for task in built["sources"]
                 if counts["rows", file, task]
             },
             "input words": _quantiles(lengths),
         }
-        if rejected := {key[2]: n for key, n in sorted(counts.items()) if key[:2] == ("rejected by", file)}:
+        if rejected := {key[2]: n for key, n in sorted(counts.items(), key=str) if key[:2] == ("rejected by", file)}:
             files[file]["rejected by"] = rejected
     return {
         "files": files,
         "sources": {
-            task: {**built["dropped"][task], **plan.hygiene[task]}
-            | {key[2]: n for key, n in sorted(counts.items()) if key[:2] == ("dropped", task)}
-            for task in config.specs
+            task: found | {key[2]: n for key, n in sorted(counts.items(), key=str) if key[:2] == ("dropped", task)}
+            for task, found in built["sources"].items()
         },
         "asked but not there": {
             use: short
-            for use, tasks in plan.asked.items()
+            for use, tasks in built["asked"].items()
             if (short := {task: asked - got for task, (asked, got) in tasks.items() if asked > got})
         },
-        "shared rows": overlaps(plan),
+        "shared rows": built["shared"],
         "annotator": built["annotator"],
     }
 
 
-def overlaps(plan: Plan) -> dict[str, dict[str, int]]:
-    """Rows that two uses share; on the diagonal the rows of a use."""
-    masks = {use: plan.uses & USES[use] > 0 for use in OVERLAPS}
-    return {a: {b: int(np.sum(masks[a] & masks[b])) for b in OVERLAPS} for a in OVERLAPS}
-
-
 def _labels(counts: Counter, file: str, task: str) -> dict[str, int]:
-    return {key[3]: n for key, n in sorted(counts.items()) if key[:3] == ("label", file, task)}
+    found = {key[3] or "unknown": n for key, n in counts.items() if key[:3] == ("label", file, task)}
+    return dict(sorted(found.items()))
 
 
 def _quantiles(histogram: dict[int, int]) -> dict[str, int]:
@@ -67,6 +61,40 @@ def _quantiles(histogram: dict[int, int]) -> dict[str, int]:
     upto = np.cumsum([histogram[bar] for bar in bars])
     at = {"median": 0.5, "p95": 0.95, "max": 1.0}
     return {name: (bars[int(np.searchsorted(upto, q * upto[-1]))] + 1) * LENGTH_STEP for name, q in at.items()}
+
+
+def token_lengths(folder: Path, tokenizers: dict[str, str], cutoff: int) -> dict:
+    """Tokens of prompt and longest response, without template markers, on the first SAMPLE rows of the largest files.
+
+    Raises:
+        UserError: a tokenizer cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    texts = {}
+    for file in ("sft_with_rat_train", "rllr_reward_train", "test"):
+        rows = [row for _, row in itertools.islice(read_jsonl(folder / f"{file}.jsonl"), SAMPLE)]
+        texts[file] = [(f"{row['instruction']}\n{row['input']}", row.get("output", "")) for row in rows]
+    result = {}
+    for name, path in tokenizers.items():
+        try:
+            tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"tokenizers.{name}: {path}/tokenizer.json cannot be read ({error})") from None
+
+        def tokens(text: str, tokenizer: Tokenizer = tokenizer) -> int:
+            return len(tokenizer.encode(text, add_special_tokens=False))
+
+        result[name] = {"cutoff": cutoff}
+        for file, pairs in texts.items():
+            lengths = [tokens(p) + max(tokens(o) for o in ([out] if isinstance(out, str) else out)) for p, out in pairs]
+            if lengths:
+                result[name][file] = {
+                    "sample": len(lengths),
+                    **{q: int(np.quantile(lengths, x)) for q, x in (("median", 0.5), ("p95", 0.95), ("max", 1))},
+                    "share over cutoff": round(float(np.mean(np.array(lengths) > cutoff)), 4),
+                }
+    return result
 
 
 def log_table(report: dict) -> None:

@@ -174,13 +174,13 @@ def _open(source: dict, packages: dict[str, dict], folder: Path) -> Iterator[tup
         paths = sorted(glob.glob(pattern)) or [pattern]
         for path in paths:
             try:
-                yield path, open(path, "rb")
+                yield path, open(path, "rb")  # noqa: SIM115 (the reader closes it)
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _members(name: str, file: IO[bytes], member: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """Files in a zip or tar archive whose name matches `member`; "a!b" means b in the archive a. Nothing is unpacked."""
+    """Files in a zip or tar archive whose name matches `member`; "a!b" is b in the archive a. Nothing is unpacked."""
     pattern, _, inner = member.partition("!")
     try:
         if zipfile.is_zipfile(file):
@@ -188,7 +188,7 @@ def _members(name: str, file: IO[bytes], member: str) -> Iterator[tuple[str, IO[
             names, read = archive.namelist(), archive.read
         else:
             file.seek(0)
-            archive = tarfile.open(fileobj=file)
+            archive = tarfile.open(fileobj=file)  # noqa: SIM115 (holds nothing but `file`)
             names = [item.name for item in archive.getmembers() if item.isfile()]
 
             def read(item: str) -> bytes:

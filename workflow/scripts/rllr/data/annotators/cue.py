@@ -18,14 +18,14 @@ from rllr.data.annotators import Ask
 from rllr.data.config import TaskSpec
 
 FOLDS = 5
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)+|[^\W\d_]{2,}")  # at least two characters
 SHARED = ("almost no words", "few words", "some words", "most words", "almost all words")
 SMOOTHING = 0.5
 
 
 def words(text: str) -> list[str]:
     """The distinct words of a text in lower case, in order of appearance."""
-    return list(dict.fromkeys(word for word in WORD.findall(text.lower()) if len(word) > 1))
+    return list(dict.fromkeys(WORD.findall(text.lower())))
 
 
 def cues(text: str, text2: str, pair: bool) -> list[str]:
@@ -75,14 +75,19 @@ class CueAnnotator:
     Args:
         cited: cues cited in one rationale.
         min_count: other training rows that must hold a cue before it may be cited.
-        max_share: cues in a larger share of the rows (function words) are not cited.
+        max_share: words in a larger share of the rows (function words) are not cited.
     """
 
     learns = True
     parallel = True
 
     def __init__(
-        self, specs: dict[str, TaskSpec], cited: int = 2, min_count: int = 2, max_share: float = 0.05, folds: int = FOLDS
+        self,
+        specs: dict[str, TaskSpec],
+        cited: int = 2,
+        min_count: int = 2,
+        max_share: float = 0.1,
+        folds: int = FOLDS,
     ):
         self.specs, self.cited, self.min_count, self.max_share, self.folds = specs, cited, min_count, max_share, folds
         self.classes = {name: {c: i for i, c in enumerate(spec.claims)} for name, spec in specs.items()}
@@ -114,9 +119,7 @@ class CueAnnotator:
     def fit(self, counts: Iterator[dict]) -> None:
         """Add up what `count` returned, chunk by chunk, and compute every fold's table of log-odds."""
         numbers: dict[str, dict[str, int]] = {task: {"": 0} for task in self.specs}
-        totals = {
-            task: np.zeros((1024, self.folds * len(classes)), np.int32) for task, classes in self.classes.items()
-        }
+        totals = {task: np.zeros((1024, self.folds * len(classes)), np.int32) for task, classes in self.classes.items()}
         for chunk in counts:
             for task, (found, number, cell, count) in chunk.items():
                 known = numbers[task]
@@ -133,10 +136,11 @@ class CueAnnotator:
             names = list(known)
             self.index[task] = {names[i]: row for row, i in enumerate(kept)}
             shape = (-1, self.folds, len(self.classes[task]))
-            self.table[task] = self._log_odds(total[kept].reshape(shape), total[:1].reshape(shape)[0])
+            words = np.array([not name.startswith("~") for name in self.index[task]], bool)
+            self.table[task] = self._log_odds(total[kept].reshape(shape), total[:1].reshape(shape)[0], words)
 
-    def _log_odds(self, count: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Standardised log-odds [folds + 1, cues, classes] from counts [cues, folds, classes] and rows [folds, classes].
+    def _log_odds(self, count: np.ndarray, rows: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Standardised log-odds [folds + 1, cues, classes]; `count` is [cues, folds, classes], `rows` [folds, classes].
 
         -inf marks cues that may not be cited: too rare or too common in the rows that this fold may see.
         """
@@ -151,7 +155,7 @@ class CueAnnotator:
             )
             table[fold] = odds / np.sqrt(1 / inside + 1 / outside)
             total = seen.sum(1)
-            table[fold][(total < self.min_count) | (total > self.max_share * n.sum())] = -np.inf
+            table[fold][(total < self.min_count) | (words & (total > self.max_share * n.sum()))] = -np.inf
         return table
 
     def write(self, asks: list[Ask]) -> list[str]:

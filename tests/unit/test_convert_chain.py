@@ -1,0 +1,103 @@
+"""Every stage through rllr_mix on small checkpoints in the published layouts, called as the rules do."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import published_layouts
+from conftest import write_rows
+from test_base_models import native
+
+ROOT = Path(__file__).parents[2]
+FILMS = ["A joy from start to end.", "Two hours that I want back.", "Fine acting, thin plot.", "Dull, dull, dull."] * 2
+SMALL = {
+    "sft": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
+    "reward": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
+    "ppo": {"batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "max_new_tokens": 4, "save_iterations": 100},
+    "predict": {"batch_size": 8, "max_new_tokens": 4, "cutoff": 512},
+}
+
+
+def prepared(folder: Path) -> Path:
+    """The seven data files with eight rows each."""
+    folder.mkdir()
+    task = {"kind": "label", "labels": ["positive", "negative"], "metric": "accuracy"}
+    (folder / "tasks.json").write_text(json.dumps({"movies": task}))
+    rows = []
+    for number, text in enumerate(FILMS):
+        row = {"id": str(number), "task": "movies", "instruction": "Positive or negative?", "input": text}
+        rows.append(row | {"label": "negative" if number % 2 else "positive"})
+
+    def output(row, *responses):
+        return row | {"output": responses[0] if len(responses) == 1 else list(responses)}
+
+    def right(row):
+        return f"It says so.\nLabel: {row['label']}"
+
+    def wrong(row):
+        return f"It does not say so.\nLabel: {'positive' if row['label'] == 'negative' else 'negative'}"
+
+    label_sensitive = [output(row, right(row), wrong(row)) for row in rows]
+    rationale_sensitive = [output(row, right(row), f"Hm.\nLabel: {row['label']}") for row in rows]
+    files = {
+        "sft_with_rat_train": [output(row, right(row)) for row in rows],
+        "rllr_reward_train": label_sensitive,
+        "rlhf_reward_train": rationale_sensitive,
+        "label_sensitive_pairs_for_test": label_sensitive,
+        "label_sensitive_pairs_for_validation": label_sensitive,
+        "rationale_sensitive_pairs_for_test": rationale_sensitive,
+        "unsupervised": rows,
+        "validation": rows,
+        "test": rows,
+    }
+    for name, content in files.items():
+        write_rows(folder / f"{name}.jsonl", content)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["baichuan2", "baichuan2-13b", "chatglm3", "llama2", "mistral", "bloom"])
+def test_every_stage(tmp_path, monkeypatch, family):
+    from rllr.config import load_yaml, stage_config
+
+    source, out = tmp_path / "published", tmp_path / "results"
+    base = {"source": "local", "path": str(source)}
+    if family in ("llama2", "mistral", "bloom"):
+        native(family, source)
+    else:
+        base["convert"] = family
+        if family == "chatglm3":
+            published_layouts.chatglm3(source)
+        else:
+            published_layouts.baichuan2(source, alibi=family == "baichuan2-13b")
+    model = load_yaml(ROOT / "config" / "models" / f"{family.replace('bloom', 'bloom3b')}.yaml")
+    model = {**{key: model[key] for key in ("template", "lora")}, "precision": "fp32", **SMALL}
+    defaults, data = load_yaml(ROOT / "config" / "stages.yaml"), prepared(tmp_path / "data")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"base": base}))
+
+    def stage(program: str, name: str | None = None, **options):
+        if name is not None:
+            options["config"] = tmp_path / f"{name}.yaml"
+            resolved = {"model": family, **stage_config(defaults, model, name, 1, family)}
+            options["config"].write_text(yaml.safe_dump(resolved))
+        arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+        monkeypatch.setattr("sys.argv", [program, *arguments])
+        importlib.import_module(program).main()
+
+    template, tasks = ROOT / "config" / "templates" / f"{model['template']}.jinja", data / "tasks.json"
+    stage("base", config=tmp_path / "base.yaml", template=template, out=out / "base")
+    rows = data / "sft_with_rat_train.jsonl"
+    stage("sft", "sft_wrat", base=out / "base", data=rows, tasks=tasks, out=out / "sft_wrat")
+    merged = out / "sft_wrat" / "merged"
+    stage("merge", base=out / "base", adapter=out / "sft_wrat" / "adapter", out=merged)
+    for name in ("rm_rlhf", "rm_rllr"):
+        stage("reward", name, base=merged, data=data, out=out / name)
+    stage("ppo", "rllr_mix", base=merged, data=data, rewards=out, out=out / "rllr_mix")
+    predictions, adapter = out / "rllr_mix" / "predictions.jsonl", out / "rllr_mix" / "adapter"
+    stage("predict", "predict", base=merged, adapter=adapter, data=data / "test.jsonl", tasks=tasks, out=predictions)
+    assert len(predictions.read_text().splitlines()) == len(FILMS)
+    logged = [json.loads(line) for line in (out / "rllr_mix" / "train_log.jsonl").read_text().splitlines()]
+    assert len(logged) == len(FILMS) // SMALL["ppo"]["batch_size"]

@@ -1,0 +1,425 @@
+"""The data files out of small sources: contents, sampling, hygiene, pairs, and that nothing depends on workers."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rllr.cli import UserError
+from rllr.data import FILES
+from rllr.data.annotators import Ask
+from rllr.data.annotators.cue import CueAnnotator
+from rllr.data.config import TaskSpec
+from rllr.data.pairs import candidates, usable, wrong_labels
+from rllr.data.plan import share_out
+from rllr.tasks import Task, load_tasks, read_label
+
+PREPARE = Path(__file__).resolve().parents[2] / "workflow" / "scripts" / "prepare.py"
+TOPICS = {
+    "food": ["bread", "soup", "cheese", "pepper", "onion", "rice", "cake", "salt"],
+    "sea": ["wave", "ship", "harbour", "whale", "sail", "anchor", "coral", "tide"],
+    "sky": ["cloud", "star", "moon", "plane", "storm", "eagle", "comet", "wind"],
+}
+FILLER = [f"filler{i}" for i in range(60)]
+
+
+def sentence(draw: random.Random, topic: str) -> str:
+    """Mostly words of the topic, one of another, some that say nothing."""
+    other = draw.choice([t for t in TOPICS if t != topic])
+    words = draw.sample(TOPICS[topic], 2) + draw.sample(TOPICS[other], 1) + draw.sample(FILLER, 5)
+    draw.shuffle(words)
+    return " ".join(words)
+
+
+def write_csv(path: Path, header: str, rows: list[tuple]) -> None:
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
+
+
+def small_config(folder: Path, **changes) -> dict:
+    """Four tasks, one of each kind, with their csv files in `folder`."""
+    draw = random.Random(0)
+    topics = [(sentence(draw, topic), topic) for topic in draw.choices(list(TOPICS), k=600)]
+    write_csv(folder / "topics.csv", "text,label", topics)
+    stars = [(sentence(draw, draw.choice(list(TOPICS))), draw.randint(1, 5)) for _ in range(300)]
+    write_csv(folder / "stars.csv", "text,star", stars)
+    pairs = [(sentence(draw, "sea"), sentence(draw, "sea"), draw.randint(0, 1)) for _ in range(300)]
+    write_csv(folder / "pairs.csv", "a,b,label", pairs)
+    scores = [(sentence(draw, "sky"), sentence(draw, "sky"), round(draw.uniform(0, 5), 2)) for _ in range(300)]
+    write_csv(folder / "scores.csv", "a,b,score", scores)
+    config = {
+        "seed": 3,
+        "tasks": {
+            "topics": {
+                "kind": "label",
+                "labels": list(TOPICS),
+                "instruction": "Which topic?",
+                "claims": {"food": "a meal", "sea": "a voyage", "sky": "a flight"},
+                "train": {"files": [str(folder / "topics.csv")], "text": "text", "label": "label"},
+            },
+            "stars": {
+                "kind": "stars",
+                "labels": [1, 2, 3, 4, 5],
+                "instruction": "How many stars?",
+                "claims": {str(n): f"mood {'abcde'[n - 1]}" for n in range(1, 6)},
+                "train": {"files": [str(folder / "stars.csv")], "text": "text", "label": "star"},
+            },
+            "pairs": {
+                "kind": "label",
+                "labels": ["same", "not same"],
+                "f1": "same",
+                "instruction": "Same or not?",
+                "input": "One: {text}\nTwo: {text2}",
+                "claims": {"same": "one meaning", "not same": "two meanings"},
+                "train": {
+                    "files": [str(folder / "pairs.csv")],
+                    "text": "a",
+                    "text2": "b",
+                    "label": "label",
+                    "values": ["not same", "same"],
+                },
+            },
+            "scores": {
+                "kind": "score",
+                "low": 0,
+                "high": 5,
+                "instruction": "How similar?",
+                "claims": {"0": "nothing shared", "2.5": "something shared", "5": "all shared"},
+                "train": {"files": [str(folder / "scores.csv")], "text": "a", "text2": "b", "label": "score"},
+            },
+        },
+        "rows": {
+            "test": 160,
+            "validation": 40,
+            "sft": 200,
+            "label_pairs": 400,
+            "rationale_pairs": 200,
+            "unsupervised": 200,
+            "test_label_pairs": 80,
+            "test_rationale_pairs": 40,
+            "validation_label_pairs": 40,
+        },
+        "avoid": {"unsupervised": ["sft"]},
+        "pairs": {"label_sensitive": {"wrong": 2, "min_distance": 2}},
+    }
+    return config | changes
+
+
+def prepare(config: dict, folder: Path, out: str = "out", *options: str) -> subprocess.CompletedProcess:
+    path = folder / f"{out}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(PREPARE), "--config", str(path), "--packages", str(folder)]
+    return subprocess.run([*command, "--out", str(folder / out), *options], capture_output=True, text=True)
+
+
+def read(folder: Path, file: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    done = prepare(small_config(folder), folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+def test_files_have_their_fields_and_sizes(prepared):
+    rows = {file: read(prepared, file) for file in FILES}
+    for file, fields in FILES.items():
+        assert all(tuple(row) == fields for row in rows[file]), file
+    sizes = {file: len(found) for file, found in rows.items()}
+    assert sizes == {
+        "sft_train": 200,
+        "sft_with_rat_train": 200,
+        "unsupervised": 200,
+        "rlhf_reward_train": 200,
+        "rllr_reward_train": 400,  # 100 a task: from 50 rows, where a row has two wrong labels
+        "label_sensitive_pairs_for_test": 80,
+        "label_sensitive_pairs_for_validation": 40,
+        "rationale_sensitive_pairs_for_test": 40,
+        "validation": 40,
+        "test": 160,
+    }
+    per_task = {task: sum(row["task"] == task for row in rows["test"]) for task in load_tasks(prepared / "tasks.json")}
+    assert set(per_task.values()) == {40}
+
+
+def test_every_response_reads_back(prepared):
+    tasks = load_tasks(prepared / "tasks.json")
+    for file in FILES:
+        for row in read(prepared, file):
+            task = tasks[row["task"]]
+            if "rejected_label" in row:
+                assert [read_label(side, task) for side in row["output"]] == [row["label"], row["rejected_label"]]
+                assert row["label"] != row["rejected_label"]
+                if task.kind != "label":
+                    assert abs(float(row["label"]) - float(row["rejected_label"])) >= 2
+            elif isinstance(row.get("output"), list):
+                assert [read_label(side, task) for side in row["output"]] == [row["label"]] * 2
+                assert row["output"][0] != row["output"][1]
+            elif "output" in row:
+                assert read_label(row["output"], task) == row["label"]
+
+
+def test_no_training_row_is_held_out(prepared):
+    inputs = {file: {row["input"] for row in read(prepared, file)} for file in FILES}
+    training = set().union(*(found for file, found in inputs.items() if file.endswith("train") or file[:2] == "un"))
+    assert not training & (inputs["test"] | inputs["validation"])
+    assert not inputs["sft_train"] & inputs["unsupervised"]
+    assert inputs["label_sensitive_pairs_for_test"] <= inputs["test"]
+    assert inputs["rationale_sensitive_pairs_for_test"] <= inputs["test"]
+    assert inputs["label_sensitive_pairs_for_validation"] <= inputs["validation"]
+    shared = json.loads((prepared / "report.json").read_text())["shared rows"]
+    assert shared["sft"]["test"] == shared["sft"]["unsupervised"] == 0 and shared["sft"]["label_pairs"] > 0
+
+
+def test_workers_and_reruns_change_nothing(prepared):
+    folder = prepared.parent
+    for workers in ("1", "3"):
+        done = prepare(small_config(folder), folder, f"again{workers}", "--workers", workers)
+        assert done.returncode == 0, done.stderr
+        for path in sorted(prepared.glob("*.*")):
+            assert path.read_bytes() == (folder / f"again{workers}" / path.name).read_bytes(), path.name
+
+
+def test_another_seed_draws_other_rows(prepared):
+    folder = prepared.parent
+    assert prepare(small_config(folder, seed=4), folder, "seed4").returncode == 0
+    first, second = ({row["id"] for row in read(path, "test")} for path in (prepared, folder / "seed4"))
+    assert len(first & second) < 80
+
+
+def test_bad_rows_leave_earlier_results(prepared, tmp_path):
+    config = small_config(tmp_path)
+    assert prepare(config, tmp_path).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    with open(tmp_path / "scores.csv", "a") as file:
+        file.write("one,two,7\n")
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("scores.csv line 302: field score: found '7', expected a number from 0 to 5")
+    assert "Traceback" not in done.stderr
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.*")}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(before)  # nothing left behind
+
+
+def topics_only(folder: Path, source: dict | None = None, **changes) -> dict:
+    config = small_config(folder, **changes)
+    config["tasks"] = {"topics": config["tasks"]["topics"]}
+    config["tasks"]["topics"]["train"] |= source or {}
+    return config
+
+
+def test_duplicate_ids(tmp_path):
+    config = topics_only(tmp_path, {"id": "id"})
+    write_csv(
+        tmp_path / "topics.csv", "id,text,label", [("a", "one soup", "food"), ("b", "x", "sky"), ("a", "y", "sea")]
+    )
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 and "topics.csv line 4: field id: the same id as" in done.stderr
+    assert "topics.csv line 2" in done.stderr
+
+
+def test_hygiene(tmp_path):
+    config = topics_only(tmp_path, rows={"sft": "all", "test": "all"}, avoid={})
+    rows = [("Hot soup!", "food"), ("hot  soup", "food"), ("Hot soup!", "food"), ("a wave", "sea"), ("A wave.", "sky")]
+    rows += [(" ", "sea"), ("the moon", "sky"), ("the storm", "sky")]
+    write_csv(tmp_path / "topics.csv", "text,label", rows)
+    write_csv(tmp_path / "test.csv", "text,label", [("The moon", "sky"), ("the moon", "sky")])
+    config["tasks"]["topics"]["test"] = config["tasks"]["topics"]["train"] | {"files": [str(tmp_path / "test.csv")]}
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(row["input"] for row in read(tmp_path / "out", "sft_train")) == ["Hot soup!", "a wave", "the storm"]
+    assert len(read(tmp_path / "out", "test")) == 2
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["topics"]
+    assert {what: n for what, n in found.items() if n} == {
+        "train rows": 7,
+        "test rows": 2,
+        "train rows with an empty text, removed": 1,
+        "exact duplicates in train, removed": 1,
+        "normalised duplicates in train, removed": 2,
+        "texts with two labels in train, first kept": 1,
+        "duplicates in test, kept": 1,
+        "train rows that stand in a test set, removed": 1,
+    }
+
+
+def test_rows_that_are_not_there_are_reported(tmp_path):
+    config = topics_only(tmp_path, rows={"test": 100, "sft": 10_000})
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0 and "rows.sft: 10000 asked of task topics" in done.stderr
+    config["rows"] = {"test": "all", "sft": 1}
+    done = prepare(config, tmp_path, "none")
+    assert done.returncode == 1 and "task topics: no rows are left for training" in done.stderr
+
+
+def test_file_annotator(tmp_path):
+    config = topics_only(tmp_path, rows={"sft": 50, "label_pairs": 50}, avoid={})
+    config["annotator"] = {"file": {"path": str(tmp_path / "rationales.jsonl")}}
+    labels = list(TOPICS)
+    with open(tmp_path / "rationales.jsonl", "w") as file:
+        for number in range(1, 500):
+            for label in labels:
+                file.write(
+                    json.dumps({"id": f"topics-{number}", "label": label, "rationale": f"Mine for {label}"}) + "\n"
+                )
+        file.write(json.dumps({"id": "topics-500", "label": "sea", "rationale": "So.\nLabel: sky"}) + "\n")
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "out", "sft_with_rat_train")
+    assert rows and all(row["output"] == f"Mine for {row['label']}\nLabel: {row['label']}" for row in rows)
+    missing = sum(int(row["id"].split("-")[1]) >= 500 for row in read(tmp_path / "out", "sft_train"))
+    assert len(rows) == 50 - missing
+    (tmp_path / "rationales.jsonl").write_text('{"id": "topics-1", "label": "sea"}\n')
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 and "rationales.jsonl line 1: field rationale: found None" in done.stderr
+
+
+def test_confusion_comes_first(tmp_path):
+    config = topics_only(tmp_path)
+    config["pairs"] = {"label_sensitive": {"wrong": 1, "confusion": str(tmp_path / "confusion.json")}}
+    counts = {"topics": {"food": {"sky": 9, "sea": 1}, "sea": {"food": 2}, "sky": {"food": 5, "sea": 7}}}
+    (tmp_path / "confusion.json").write_text(json.dumps(counts))
+    assert prepare(config, tmp_path).returncode == 0
+    hardest = {(row["label"], row["rejected_label"]) for row in read(tmp_path / "out", "rllr_reward_train")}
+    assert hardest == {("food", "sky"), ("sea", "food"), ("sky", "sea")}
+    (tmp_path / "confusion.json").write_text(json.dumps({"topics": {"food": {"mud": 9}}}))
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 and "confusion.json: key topics.food: found 'mud'" in done.stderr
+
+
+def spec(task: Task, **fields) -> TaskSpec:
+    return TaskSpec(task=task, instruction="?", input="{text}", claims={}, sources={}, pair=False, **fields)
+
+
+def test_wrong_labels():
+    three = spec(Task("t", "label", ("a", "b", "c")))
+    assert sorted(wrong_labels(three, "b", 7, 5, 1, {})) == ["a", "c"]
+    assert {wrong_labels(three, "b", n, 1, 1, {})[0] for n in range(30)} == {"a", "c"}
+    stars = spec(Task("s", "stars", ("1", "2", "3", "4", "5")))
+    assert candidates(stars, "2", 2) == ("4", "5")
+    score = spec(Task("x", "score", low=0, high=5))
+    assert all(abs(float(label) - 2.5) >= 1.5 for label in candidates(score, "2.5", 1.5))
+    assert {"0", "1", "4", "5"} <= set(candidates(score, "2.5", 1.5))
+
+
+def test_unusable_rationales():
+    task = Task("t", "label", ("a", "b"))
+    assert usable("It says so.", "a", task)
+    assert not any(usable(bad, "a", task) for bad in (None, "", "  ", "So it is.\nLabel: b", "label: a"))
+    assert not usable("It says so.", "c", task)
+
+
+def test_share_out():
+    assert share_out(100, {"a": 1000, "b": 20}) == {"a": 80, "b": 20}
+    assert share_out(7, {"a": 9, "b": 9, "c": 9}) == {"a": 2, "b": 2, "c": 3}
+    assert share_out("all", {"a": 5, "b": 6}) == {"a": 5, "b": 6}
+    assert share_out({"a": "all", "b": 2}, {"a": 5, "b": 6, "c": 7}) == {"a": 5, "b": 2, "c": 0}
+    assert sum(share_out(50, {"a": 5, "b": 6}).values()) == 50  # the shortage is asked, and reported
+
+
+# The leak: can a classifier tell right from wrong rationales of training rows better than of unseen rows?
+
+
+def leak_accuracies(folds: int) -> tuple[float, float]:
+    """Accuracy of telling gold from wrong by the cited words, on training rows and on unseen rows."""
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    draw = random.Random(1)
+    rare = [f"rare{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}{'uvwxyz'[i // 100]}" for i in range(600)]
+    task = Task("topics", "label", tuple(TOPICS))
+    specs = {"topics": TaskSpec(task, "?", "{text}", {t: f"topic {t}" for t in TOPICS}, {}, False)}
+    rows = []
+    for number in range(1500):
+        topic = draw.choice(list(TOPICS))
+        text = f"{sentence(draw, topic)} {' '.join(draw.sample(rare, 4))}"
+        rows.append(Ask("topics", str(number), text, "", topic, number % folds))
+    training, unseen = rows[:900], [row._replace(fold=-1) for row in rows[900:]]
+    annotator = CueAnnotator(specs, folds=folds, min_count=1, max_share=1)
+    if folds == 1:  # the leaky writer: statistics that include the row itself
+        training = [row._replace(fold=0) for row in training]
+    annotator.fit(iter([annotator.count(training)]))
+    if folds == 1:
+        training = [row._replace(fold=-1) for row in training]
+
+    def cited(rows: list[Ask]) -> list[tuple[str, str]]:
+        wrong = [row._replace(label=next(t for t in TOPICS if t != row.label)) for row in rows]
+        # A word cited for one label is another feature than the word cited for another.
+        return [
+            tuple(" ".join(f"{w}_{ask.label}" for w in text.split('"')[1::2]) for ask, text in sides)
+            for sides in zip(
+                zip(rows, annotator.write(rows), strict=True),
+                zip(wrong, annotator.write(wrong), strict=True),
+                strict=True,
+            )
+        ]
+
+    fit, seen, other = cited(training[:600]), cited(training[600:]), cited(unseen)
+    vectors = CountVectorizer(token_pattern=r"\S+").fit([text for pair in fit for text in pair])
+
+    def difference(pairs):
+        gold, wrong = zip(*pairs, strict=True)
+        return vectors.transform(gold) - vectors.transform(wrong)
+
+    x = difference(fit).toarray()
+    model = LogisticRegression(fit_intercept=False, C=0.3).fit(np.vstack([x, -x]), [1] * len(x) + [0] * len(x))
+    return tuple(float((model.decision_function(difference(rows)) > 0).mean()) for rows in (seen, other))
+
+
+def test_training_rationales_give_no_more_away_than_unseen_ones():
+    seen, unseen = leak_accuracies(folds=5)
+    assert unseen > 0.8  # there is something to learn
+    assert seen <= unseen + 0.04
+
+
+def test_that_the_leak_test_can_see_a_leak():
+    draw = random.Random(2)
+    task = Task("topics", "label", tuple(TOPICS))
+    specs = {"topics": TaskSpec(task, "?", "{text}", {t: f"topic {t}" for t in TOPICS}, {}, False)}
+    rows = [Ask("topics", str(n), f"word{chr(97 + n % 26)}{chr(97 + n // 26)}", "", draw.choice(list(TOPICS)), n % 5)
+            for n in range(200)]  # fmt: skip
+    annotator = CueAnnotator(specs, min_count=1)
+    annotator.fit(iter([annotator.count(rows)]))
+    assert all("as a whole" in text for text in annotator.write(rows))  # the only row with the word is hidden
+    leaky = annotator.write([row._replace(fold=-1) for row in rows])
+    assert all("as a whole" not in text for text in leaky)
+
+
+def test_unreadable_confusion_names_the_file(tmp_path):
+    from rllr.data.pairs import read_confusion
+
+    (tmp_path / "c.json").write_text('{"other": {}}')
+    with pytest.raises(UserError, match=r"c\.json: key other"):
+        read_confusion(str(tmp_path / "c.json"), {})
+
+
+def test_token_lengths(tmp_path, merged):
+    config = topics_only(tmp_path, rows={"sft": 30}, tokenizers={"tiny": str(merged)}, cutoff=50)
+    assert prepare(config, tmp_path).returncode == 0
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["tokens"]["tiny"]["sft_with_rat_train"]
+    longest = max(
+        len(f"{row['instruction']}\n{row['input']}{row['output']}")  # one token a byte
+        for row in read(tmp_path / "out", "sft_with_rat_train")
+    )
+    assert found["max"] == longest and found["sample"] == 30 and found["share over cutoff"] == 1
+    config["tokenizers"] = {"tiny": str(tmp_path)}
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 and f"tokenizers.tiny: {tmp_path}/tokenizer.json cannot be read" in done.stderr
+
+
+def test_pair_cues_name_where_the_texts_differ():
+    task = Task("nli", "label", ("yes", "no"))
+    specs = {"nli": TaskSpec(task, "?", "{text} {text2}", {"yes": "agreement", "no": "conflict"}, {}, True)}
+    rows = [Ask("nli", str(n), "the dog sleeps", "the dog never sleeps" if n % 2 else "dog sleeps now",
+                "no" if n % 2 else "yes", n % 5) for n in range(40)]  # fmt: skip
+    annotator = CueAnnotator(specs, max_share=1)
+    annotator.fit(iter([annotator.count(rows)]))
+    gold, wrong = annotator.write([rows[1], rows[1]._replace(label="yes")])
+    assert gold.startswith("Both say") or 'only the second says "never"' in gold
+    assert "conflict" in gold and "agreement" in wrong and gold.count('"') == wrong.count('"')

@@ -1,0 +1,114 @@
+"""Reading labels from answers: a table of cases."""
+
+import pytest
+
+from rllr.tasks import Task, read_label, respond
+
+SENTIMENT = Task("sentiment", "label", ("positive", "negative"))
+PARAPHRASE = Task("paraphrase", "label", ("equivalent", "not equivalent"), f1="equivalent")
+DUPLICATE = Task("duplicate", "label", ("duplicate", "not duplicate"))
+INFERENCE = Task("inference", "label", ("entailment", "neutral", "contradiction"))
+TOPIC = Task("topic", "label", ("world", "sports", "business", "technology"))
+STARS = Task("stars", "stars", ("1", "2", "3", "4", "5"))
+SCORE = Task("score", "score", low=0.0, high=5.0, metric="pearson")
+YES_NO = Task("yes_no", "label", ("yes", "no"))
+
+CASES = [
+    (SENTIMENT, "Label: positive", "positive"),
+    (SENTIMENT, "A fine film.\nLabel: positive", "positive"),
+    (SENTIMENT, "label: POSITIVE", "positive"),
+    (SENTIMENT, "LABEL:positive", "positive"),
+    (SENTIMENT, "Label :  positive ", "positive"),
+    (SENTIMENT, "Label: positive.", "positive"),
+    (SENTIMENT, 'Label: "positive"', "positive"),
+    (SENTIMENT, "Label: 'negative'!", "negative"),
+    (SENTIMENT, "Label: \u201cnegative\u201d", "negative"),
+    (SENTIMENT, "**Label:** negative", "negative"),
+    (SENTIMENT, "**Label: negative**", "negative"),
+    (SENTIMENT, "- Label: negative", "negative"),
+    (SENTIMENT, "> Label: negative", "negative"),
+    (SENTIMENT, "Label: `negative`", "negative"),
+    (SENTIMENT, "Label: (negative)", "negative"),
+    (SENTIMENT, "Label: the review is positive", "positive"),
+    (SENTIMENT, "Label: positive\n", "positive"),
+    (SENTIMENT, "Label: positive\r\n", "positive"),
+    (SENTIMENT, "Label: negative\nLabel: positive", "positive"),
+    (SENTIMENT, "Label: positive\nBecause it is good.", "positive"),
+    (SENTIMENT, "Label: positive or negative", None),
+    (SENTIMENT, "Label: positive/negative", None),
+    (SENTIMENT, "Label: not positive", None),
+    (SENTIMENT, "Label: neither", None),
+    (SENTIMENT, "Label: positively", None),
+    (SENTIMENT, "Label: nonpositive", None),
+    (SENTIMENT, "Label:", None),
+    (SENTIMENT, "Label: ...", None),
+    (SENTIMENT, "positive", None),
+    (SENTIMENT, "", None),
+    (SENTIMENT, "The label is positive", None),
+    (SENTIMENT, "It deserves Label: positive", None),
+    (SENTIMENT, "Label: positive\nLabel: maybe", None),
+    (PARAPHRASE, "Label: equivalent", "equivalent"),
+    (PARAPHRASE, "Label: not equivalent", "not equivalent"),
+    (PARAPHRASE, "Label: Not Equivalent.", "not equivalent"),
+    (PARAPHRASE, "Label: not_equivalent", "not equivalent"),
+    (PARAPHRASE, "Label: not-equivalent", "not equivalent"),
+    (PARAPHRASE, "Label: not  equivalent", "not equivalent"),
+    (PARAPHRASE, "Label: they are not equivalent", "not equivalent"),
+    (PARAPHRASE, "Label: they are equivalent", "equivalent"),
+    (PARAPHRASE, "Label: equivalent, not equivalent", None),
+    (PARAPHRASE, "Label: not quite equivalent", None),
+    (PARAPHRASE, "Label: inequivalent", None),
+    (DUPLICATE, "Label: duplicate", "duplicate"),
+    (DUPLICATE, "Label: not duplicate", "not duplicate"),
+    (DUPLICATE, "Label: no duplicate", None),
+    (INFERENCE, "Label: entailment", "entailment"),
+    (INFERENCE, "Label: Neutral", "neutral"),
+    (INFERENCE, "Label: contradiction (clearly)", "contradiction"),
+    (INFERENCE, "Label: entail", None),
+    (TOPIC, "Label: world", "world"),
+    (TOPIC, "Label: Technology", "technology"),
+    (TOPIC, "Label: worldwide sports", "sports"),
+    (TOPIC, "Label: sports and business", None),
+    (YES_NO, "Label: no", "no"),
+    (YES_NO, "Label: yes", "yes"),
+    (YES_NO, "Label: yes, no", None),
+    (STARS, "Label: 4", "4"),
+    (STARS, "Label: 4 stars", "4"),
+    (STARS, "Label: four stars", "4"),
+    (STARS, "Label: 4/5", "4"),
+    (STARS, "Label: 4 out of 5", "4"),
+    (STARS, "Label: four out of five", "4"),
+    (STARS, "Label: 4.0", "4"),
+    (STARS, "Label: 4.5", None),
+    (STARS, "Label: 6", None),
+    (STARS, "Label: 0", None),
+    (STARS, "Label: 3 or 4", None),
+    (STARS, "Label: 45", None),
+    (SCORE, "Label: 3.8", "3.8"),
+    (SCORE, "Label: 3,8", "3.8"),
+    (SCORE, "Label: 3", "3"),
+    (SCORE, "Label: three", "3"),
+    (SCORE, "Label: 3.80", "3.8"),
+    (SCORE, "Label: 2.5/5", "2.5"),
+    (SCORE, "Label: 5.1", None),
+    (SCORE, "Label: -1", None),
+    (SCORE, "Label: 1 2", None),
+    (SCORE, "Label: high", None),
+]
+
+
+@pytest.mark.parametrize(("task", "answer", "expected"), CASES)
+def test_label_is_read(task, answer, expected):
+    assert read_label(answer, task) == expected
+
+
+def test_what_is_written_is_read_back():
+    for task in (SENTIMENT, PARAPHRASE, DUPLICATE, INFERENCE, TOPIC, STARS, YES_NO):
+        for label in task.labels:
+            assert read_label(respond("Because of Label words.", label), task) == label
+            assert read_label(respond(None, label), task) == label
+
+
+def test_an_answer_pattern_of_other_data():
+    task = Task("sentiment", "label", ("positive", "negative"), answer=r"(?m)answer is (.*)$")
+    assert read_label("So the answer is positive", task) == "positive"

@@ -1,0 +1,77 @@
+"""Snakemake itself on the tiny model: a copy of the project, one finished run, and copies of it to spoil."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = ["results/tiny/sft/metrics.json", "results/tiny/rlhf/metrics.json", "results/tiny/rllr_mix/metrics.json"]
+
+# The demo's data in small, so that every stage runs in seconds and still takes several steps and checkpoints.
+ROWS = {
+    "test": 40, "validation": 20, "sft": 160, "label_pairs": 160, "rationale_pairs": 160, "unsupervised": 96,
+    "test_label_pairs": 40, "test_rationale_pairs": 40, "validation_label_pairs": 20,
+}  # fmt: skip
+
+
+class Run:
+    """A run folder of a project copy."""
+
+    def __init__(self, project: Path, folder: Path) -> None:
+        self.project, self.folder = project, folder
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            sys.executable, "-m", "snakemake", "--snakefile", str(self.project / "Snakefile"),
+            "--directory", str(self.folder), "--profile", str(self.project / "profiles" / "default"), "--cores", "2",
+            *arguments,
+        ]  # fmt: skip
+
+    def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=600)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def planned(self, *arguments: str) -> set[str]:
+        """The messages of the jobs that a dry run would start."""
+        done = self("-n", *arguments)
+        return set(re.findall(r"^Job \d+: (.*)$", done.stdout + done.stderr, re.MULTILINE))
+
+    def config(self, **overrides: dict) -> list[str]:
+        return ["--config", f"overrides={yaml.safe_dump({'tiny': overrides}, default_flow_style=True).strip()}"]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project whose programs may be edited."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("config", "workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, project) -> Run:
+    """A finished run of sft, rlhf and rllr_mix on the tiny model (from a run folder, not from the project's)."""
+    folder = tmp_path_factory.mktemp("run")
+    data = yaml.safe_load((ROOT / "config" / "data" / "demo.yaml").read_text())
+    (folder / "config" / "data").mkdir(parents=True)
+    (folder / "config" / "data" / "demo.yaml").write_text(yaml.safe_dump({**data, "rows": ROWS}, sort_keys=False))
+    run = Run(project, folder)
+    run(*ALL)
+    return run
+
+
+@pytest.fixture
+def again(finished, tmp_path) -> Run:
+    """A copy of the finished run, to change or to break."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    return Run(finished.project, folder)

@@ -1,0 +1,92 @@
+"""A program killed with SIGKILL: the next run resumes and ends as if nothing had happened."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+# Stage, the checkpoint sign to wait for, and the outputs that must come out the same.
+STAGES = [
+    ("sft_wrat", "sft.py", "adapter/adapter_model.safetensors"),
+    ("rm_rllr", "reward.py", "adapter/adapter_model.safetensors"),
+    ("rllr_mix", "ppo.py", "adapter/adapter_model.safetensors"),
+]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def processes(program: str, folder) -> list[int]:
+    """Python processes (not their shells) that run `program` for the run in `folder`."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    arguments = file.read().decode(errors="replace").split("\0")
+                here = os.readlink(f"/proc/{entry}/cwd") == str(folder)
+            except OSError:
+                continue
+            if here and len(arguments) > 1 and arguments[1].endswith(f"/{program}"):
+                found.append(int(entry))
+    return found
+
+
+def kill_when(run, target: str, program: str, ready) -> str:
+    """Start Snakemake, SIGKILL `program` as soon as `ready()`; returns Snakemake's output."""
+    snakemake = subprocess.Popen(run.command(target), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 300
+    while snakemake.poll() is None and time.monotonic() < deadline:
+        if ready():
+            for pid in processes(program, run.folder):
+                os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    output, _ = snakemake.communicate(timeout=120)
+    assert snakemake.returncode != 0, f"{program} was not killed in time:\n{output}"
+    return output
+
+
+@pytest.mark.parametrize(("stage", "program", "output"), STAGES)
+def test_a_killed_training_program_resumes_and_ends_the_same(again, stage, program, output):
+    folder = again.folder / "results/tiny" / stage
+    expected = digest(folder / output)
+    (folder / output).unlink()
+    for path in (folder / output).parent.iterdir():
+        path.unlink()
+    (folder / output).parent.rmdir()
+    kill_when(
+        again,
+        f"results/tiny/{stage}/adapter",
+        program,
+        lambda: [*folder.glob("checkpoints/checkpoint-*/manifest.json")],
+    )
+    assert not (folder / "adapter").exists()
+    again(f"results/tiny/{stage}/adapter")
+    log = (folder / "logs/train.log").read_text()
+    assert "resuming from" in log
+    assert digest(folder / output) == expected
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_killed_prediction_resumes(again):
+    folder = again.folder / "results/tiny/rlhf"
+    expected = digest(folder / "predictions.jsonl")
+    (folder / "predictions.jsonl").unlink()
+    small = again.config(predict={"batch_size": 2})
+    partial = folder / "predictions.partial.jsonl"
+    run = type(again)(again.project, again.folder)
+    run.command = lambda *arguments: type(again).command(run, *arguments, *small)
+    kill_when(
+        run,
+        "results/tiny/rlhf/predictions.jsonl",
+        "predict.py",
+        lambda: partial.exists() and partial.read_text().count("\n") > 4,
+    )
+    run("results/tiny/rlhf/predictions.jsonl")
+    assert "resuming:" in (folder / "logs/predict.log").read_text()
+    assert digest(folder / "predictions.jsonl") == expected

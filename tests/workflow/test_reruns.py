@@ -1,0 +1,114 @@
+"""What a change makes stale, and nothing else; and the interfaces people use to look at the DAG."""
+
+import json
+
+import pytest
+
+ALL = ["results/tiny/sft/metrics.json", "results/tiny/rlhf/metrics.json", "results/tiny/rllr_mix/metrics.json"]
+
+
+def chain(*methods: str, ppo: bool = True) -> set[str]:
+    """The jobs from PPO (or from prediction) of some methods to their metrics."""
+    steps = (["PPO: {} of tiny"] if ppo else []) + ["Predicting with {} of tiny", "Metrics of {} of tiny"]
+    return {step.format(method) for method in methods for step in steps}
+
+
+def resolve(*stages: str) -> set[str]:
+    return {f"Resolving the config of {stage} for tiny" for stage in stages}
+
+
+def test_a_finished_run_has_everything_and_nothing_to_do(finished):
+    assert finished.planned(*ALL) == set()
+    metrics = json.loads((finished.folder / "results/tiny/rllr_mix/metrics.json").read_text())
+    assert metrics["model"] == "tiny" and metrics["method"] == "rllr_mix" and metrics["data"] == "demo"
+    assert metrics["n"] == 40 and set(metrics["tasks"]) == {"movie_reviews", "bbc_news"}
+    for task in metrics["tasks"].values():
+        assert task["metric"] == "accuracy" and task["n"] == 20 and len(task["ci95"]) == 2
+    pairs = json.loads((finished.folder / "results/tiny/rm_rllr/metrics.json").read_text())
+    assert pairs["n"] == 40 and 0 <= pairs["pair_accuracy"] <= 1 and "chosen_median_validation" in pairs
+    assert not [*finished.folder.glob("results/tiny/*/checkpoints")]
+    assert not [p for p in finished.folder.rglob("*") if ".tmp" in p.name]
+
+
+def test_the_ppo_learning_rate_reruns_ppo_and_what_follows(again):
+    changed = again.config(ppo={"learning_rate": 2e-3})
+    assert again.planned(*ALL, *changed) == chain("rlhf", "rllr_mix") | resolve("rlhf", "rllr_mix")
+
+
+def test_the_rllr_reward_models_epochs_leave_rlhf_alone(again):
+    changed = again.config(rm_rllr={"epochs": 2})
+    expected = chain("rllr_mix") | resolve("rm_rllr") | {"Training reward model rm_rllr of tiny"}
+    assert again.planned(*ALL, *changed) == expected
+
+
+def test_an_edited_ppo_module_reruns_what_a_ppo_change_reruns(again):
+    module = again.project / "workflow/scripts/rllr/ppo/losses.py"
+    before = module.read_text()
+    try:
+        module.write_text(before + "\n# edited\n")
+        assert again.planned(*ALL) == chain("rlhf", "rllr_mix")
+    finally:
+        module.write_text(before)
+
+
+def test_a_deleted_prediction_is_made_again(again):
+    # Snakemake leaves a missing intermediate file missing; `rule all` names predictions as results of their own.
+    predictions = "results/tiny/rlhf/predictions.jsonl"
+    (again.folder / predictions).unlink()
+    assert again.planned(*ALL, predictions) == chain("rlhf", ppo=False)
+    again(*ALL, predictions)
+    assert again.planned(*ALL, predictions) == set()
+
+
+def test_two_swapped_values_are_noticed(again):
+    """Snakemake compares params as a set of values; ours is one text."""
+    swapped = again.config(ppo={"clip": 0.95, "gae_lambda": 0.2})
+    assert chain("rlhf", "rllr_mix") <= again.planned(*ALL, *swapped)
+
+
+@pytest.mark.parametrize("option", ["--dag", "--rulegraph"])
+def test_graphs_of_the_paper_setting(finished, option):
+    done = finished(option, "dot", "results/mistral/rllr_mix/metrics.json")
+    assert done.stdout.startswith("digraph")
+
+
+def test_the_dry_run_for_mistral_shows_the_complete_dag(finished):
+    jobs = finished.planned("results/mistral/rllr_mix/metrics.json")
+    for job in (
+        "Preparing data nlu8", "Preparing the base model of mistral", "Training sft_wrat of mistral",
+        "Merging the adapter of sft_wrat into mistral", "Training reward model rm_rllr of mistral",
+        "Training reward model rm_rlhf of mistral", "PPO: rllr_mix of mistral", "Predicting with rllr_mix of mistral",
+        "Metrics of rllr_mix of mistral",
+    ):  # fmt: skip
+        assert job in jobs
+
+
+BAD_CONFIGS = [
+    (["--config", "modles=[tiny]"], "unknown key modles"),
+    (["--config", "seed=one"], "seed: 'one' is not of type 'integer'"),
+    (["--config", "models=[tiny,mistrall]"], "unknown model 'mistrall'"),
+    (["--config", "methods=[sft,ppo]"], "methods.1: 'ppo' is not one of"),
+    (["--config", "data=dmeo"], "unknown data 'dmeo'"),
+    (["--config", "overrides={tiny: {template: chatml}}"], "unknown template 'chatml'"),
+    (["--config", "overrides={tiny: {ppo: {learning_rat: 1}}}"], "unknown key learning_rat"),
+    (["--config", "overrides={tiny: {sft: {epochs: many}}}"], "sft.epochs: 'many' is not of type 'number'"),
+    (["--config", "overrides={tiny: {rllr_mix: {keep: all}}}"], "keep: 'all' is not one of"),
+    (["results/tinny/rllr/metrics.json"], "unknown model 'tinny'"),
+    (["results/tiny/rllr_mixed/metrics.json"], "unknown method 'rllr_mixed'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), BAD_CONFIGS)
+def test_a_bad_config_is_one_line_before_any_work(finished, arguments, expected):
+    target = ["results/tiny/rllr_mix/metrics.json"] if arguments[0] == "--config" else []
+    before = {p: p.stat().st_mtime_ns for p in (finished.folder / "results").rglob("*")}
+    done = finished("-n", *target, *arguments, check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and expected in text and "Traceback" not in text
+    assert sum(expected in line for line in text.splitlines()) == 1
+    assert {p: p.stat().st_mtime_ns for p in (finished.folder / "results").rglob("*")} == before
+
+
+def test_report(finished, tmp_path):
+    finished("--report", str(tmp_path / "report.html"), *ALL)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
