@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo test test-all lint bench unlock clean
+.PHONY: demo study test test-all lint bench unlock clean
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -20,6 +20,23 @@ $(ENV)/.ready-dev: $(ENV)/.ready requirements-dev.txt
 demo: $(ENV)/.ready
 	$(BIN)/snakemake --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
 	$(BIN)/python workflow/scripts/show.py results/smollm2
+
+# The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
+# model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
+MODEL := smollm2
+DATA := demo_full
+SEEDS := 1 2 3
+STUDIED := sft sft_wrat rlhf rllr rllr_mix rlvr
+comma := ,
+space := $(subst ,, )
+study: $(ENV)/.ready
+	set -e; for seed in $(SEEDS); do \
+	  $(BIN)/snakemake --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
+	    --directory runs/seed$$seed --config seed=$$seed prepared=$(CURDIR)/results data=$(DATA) 'models=[$(MODEL)]' \
+	    'methods=[$(subst $(space),$(comma),$(STUDIED))]'; \
+	done
+	$(BIN)/python workflow/scripts/summary.py --results $(SEEDS:%=runs/seed%/results) --models $(MODEL) \
+	  --methods $(STUDIED) --out runs
 
 test: $(ENV)/.ready-dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -14,12 +14,14 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/config.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/sft.smk"
 include: "workflow/rules/reward.smk"
 include: "workflow/rules/ppo.smk"
 include: "workflow/rules/predict.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/summary.smk"
 
 
@@ -28,12 +30,13 @@ report: "workflow/report/workflow.rst"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         results=expand(
             "results/{model}/{method}/{file}",
             model=config["models"],
             method=config["methods"],
-            file=["metrics.json", "predictions.jsonl", "curves.svg"],
+            file=["metrics.json", "predictions.jsonl"],
         ),
-        summary=expand("results/summary.{format}", format=["tsv", "md"]),
+        summary=expand("results/summary.{format}", format=["tsv", "md", "html"]),
+        report="results/report.html",
+    localrule: True

@@ -113,6 +113,7 @@ def main() -> None:
         }
         seconds, memory = prepare(folder, config, "out", args.workers)
         written = json.loads((folder / "out" / "report.json").read_text())["files"]
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         print(
             json.dumps(
                 {
@@ -120,9 +121,9 @@ def main() -> None:
                     "workers": args.workers,
                     "seconds": round(seconds, 1),
                     "rows_per_second": round(args.rows / seconds),
+                    "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
                     "peak_gib": round(memory, 2),
                     "lines_written": sum(file["rows"] for file in written.values()),
-                    "largest_process_gib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
                 }
             )
         )

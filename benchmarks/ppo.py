@@ -89,8 +89,10 @@ def ours(args: argparse.Namespace) -> None:
     rows = [{"id": str(i), "task": "task"} for i in range(args.prompts)]
     records = []
     for iteration in range(args.iterations + 1):
-        prompts = torch.randint(10, backbone.plain.config.vocab_size, (args.prompts, args.prompt_tokens), generator=generator)
-        metrics, samples = trainer.step(rows, prompts.tolist(), iteration, list(range(args.prompts)))
+        prompts = torch.randint(
+            10, backbone.plain.config.vocab_size, (args.prompts, args.prompt_tokens), generator=generator
+        )
+        metrics, _ = trainer.step(rows, prompts.tolist(), iteration, list(range(args.prompts)))
         assert metrics["length"] == args.new_tokens
         records.append({key.removeprefix("seconds_"): v for key, v in metrics.items() if key.startswith("seconds_")})
     best = min(records[1:], key=lambda r: sum(r.values()))

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "workflow" / "scripts"
-sys.path.insert(0, str(PROGRAMS))
+sys.path[:0] = [str(PROGRAMS), str(ROOT / "tests" / "unit")]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

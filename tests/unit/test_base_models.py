@@ -161,7 +161,7 @@ def test_native_layouts(tmp_path, kind):
 
     weights = sorted(path.name for path in base.glob("*.safetensors"))
     assert all((base / name).is_symlink() == (kind != "llama2") for name in weights)  # .bin is rewritten
-    assert len(weights) == {"llama2": 2, "mistral": 3, "bloom": 1}[kind]
+    assert len(weights) == {"llama2": 1, "mistral": 3, "bloom": 1}[kind]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     for name, tensor in ((n, t) for path in shards.find(tmp_path / "source") for n, t in shards.tensors(path)):
         if "inv_freq" not in name:
@@ -231,6 +231,23 @@ def test_pad_is_never_eos(tokenizer):
             finish.choose_pad(tokenizer, wrong)
     tokenizer.unk_token = "<|endoftext|>"
     assert finish.choose_pad(tokenizer, None) == "<|endoftext|>"
+
+
+def test_the_tokenizers_own_template(tmp_path):
+    from transformers import AutoTokenizer
+
+    native("llama2", tmp_path / "source")
+    for own, out in ((None, tmp_path / "none"), ("{{ messages[0]['content'] }}!", tmp_path / "own")):
+        path = tmp_path / "source" / "tokenizer_config.json"
+        published_layouts.write_json(path, json.loads(path.read_text()) | {"chat_template": own})
+        out.mkdir()
+        published.place(tmp_path / "source", None, out)
+        if own is None:
+            with pytest.raises(UserError, match="this tokenizer has none of its own"):
+                finish.finish(out, None, None)
+        else:
+            finish.finish(out, None, None)
+            assert AutoTokenizer.from_pretrained(out).apply_chat_template(HI, tokenize=False) == "Hi!"
 
 
 # --- package ------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def serve(monkeypatch, tmp_path):
             "retries": 2,
             "cache": str(tmp_path / "cache.sqlite"),
         }
-        return EndpointAnnotator(SPECS, defaults | settings, tmp_path / "out"), server
+        return EndpointAnnotator(SPECS, defaults | settings), server
 
     yield start
     for server in servers:
@@ -128,7 +128,11 @@ def asks(n: int, label: str = "good") -> list[Ask]:
 
 
 def test_answers_in_order_and_never_twice(serve, tmp_path):
-    annotator, server = serve(lambda n, prompt: f"Because  {prompt.split()[3]}\nshines.", concurrency=3)
+    def slowly(n, prompt):
+        time.sleep(0.02)
+        return f"Because  {prompt.split()[3]}\nshines."
+
+    annotator, server = serve(slowly, concurrency=3)
     expected = [f"Because {i} shines." for i in range(20)]
     assert annotator.write(asks(20)) == expected
     assert server.prompts.count("Why is text 7 good, that is joy?") == 1

@@ -2,8 +2,10 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,7 +114,7 @@ def prepare(config: dict, folder: Path, out: str = "out", *options: str) -> subp
     path = folder / f"{out}.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, str(PREPARE), "--config", str(path), "--packages", str(folder)]
-    return subprocess.run([*command, "--out", str(folder / out), *options], capture_output=True, text=True)
+    return subprocess.run([*command, "--out", str(folder / out), *options], capture_output=True, text=True, timeout=60)
 
 
 def read(folder: Path, file: str) -> list[dict]:
@@ -132,15 +134,17 @@ def test_files_have_their_fields_and_sizes(prepared):
     for file, fields in FILES.items():
         assert all(tuple(row) == fields for row in rows[file]), file
     sizes = {file: len(found) for file, found in rows.items()}
+    # A rationale that cites nothing, because no cue is known, cannot be spoiled by citing nothing.
+    found = json.loads((prepared / "report.json").read_text())["sources"]
+    unspoiled = sum(task.get("rationale-sensitive pairs without a worse rationale", 0) for task in found.values())
+    assert sizes.pop("rlhf_reward_train") + sizes.pop("rationale_sensitive_pairs_for_test") + unspoiled == 240
     assert sizes == {
         "sft_train": 200,
         "sft_with_rat_train": 200,
         "unsupervised": 200,
-        "rlhf_reward_train": 200,
         "rllr_reward_train": 400,  # 100 a task: from 50 rows, where a row has two wrong labels
         "label_sensitive_pairs_for_test": 80,
         "label_sensitive_pairs_for_validation": 40,
-        "rationale_sensitive_pairs_for_test": 40,
         "validation": 40,
         "test": 160,
     }
@@ -252,6 +256,9 @@ def test_rows_that_are_not_there_are_reported(tmp_path):
     config = topics_only(tmp_path, rows={"test": 100, "sft": 10_000})
     done = prepare(config, tmp_path)
     assert done.returncode == 0 and "rows.sft: 10000 asked of task topics" in done.stderr
+    config["rows"] = {"test": 100, "sft": "all", "unsupervised": 50}
+    done = prepare(config, tmp_path, "avoided")
+    assert done.returncode == 1 and "rows.unsupervised: no rows are left for it; give fewer to sft" in done.stderr
     config["rows"] = {"test": "all", "sft": 1}
     done = prepare(config, tmp_path, "none")
     assert done.returncode == 1 and "task topics: no rows are left for training" in done.stderr
@@ -416,10 +423,40 @@ def test_token_lengths(tmp_path, merged):
 def test_pair_cues_name_where_the_texts_differ():
     task = Task("nli", "label", ("yes", "no"))
     specs = {"nli": TaskSpec(task, "?", "{text} {text2}", {"yes": "agreement", "no": "conflict"}, {}, True)}
-    rows = [Ask("nli", str(n), "the dog sleeps", "the dog never sleeps" if n % 2 else "dog sleeps now",
-                "no" if n % 2 else "yes", n % 5) for n in range(40)]  # fmt: skip
-    annotator = CueAnnotator(specs, max_share=1)
+    rows = []
+    for number in range(40):
+        adverb, label = ("never", "no") if number % 2 else ("always", "yes")
+        rows.append(Ask("nli", str(number), "the dog sleeps", f"the dog {adverb} sleeps", label, number // 2 % 5))
+    annotator = CueAnnotator(specs, max_share=1, cited=1)
     annotator.fit(iter([annotator.count(rows)]))
     gold, wrong = annotator.write([rows[1], rows[1]._replace(label="yes")])
-    assert gold.startswith("Both say") or 'only the second says "never"' in gold
-    assert "conflict" in gold and "agreement" in wrong and gold.count('"') == wrong.count('"')
+    assert gold == 'Only the second says "never", which suggests conflict.'
+    assert wrong != gold and wrong.endswith(", which suggests agreement.") and "never" not in wrong
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_killed_program(how, tmp_path):
+    config = topics_only(tmp_path, rows={"sft": "all"})
+    with open(tmp_path / "topics.csv", "a") as file:
+        file.writelines(f"{'word ' * 400}{number},food\n" for number in range(20_000))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, str(PREPARE), "--config", str(tmp_path / "c.yaml"), "--workers", "2"]
+    program = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    deadline = time.monotonic() + 30
+    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    program.send_signal(how)
+    program.wait(timeout=30)
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert workers and not any(alive(worker) for worker in workers)
+
+
+def alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_data_files import prepare, read
 
 from rllr.tasks import load_tasks
+from test_data_files import prepare, read
 
 TASKS = {
     "reviews": {

@@ -94,6 +94,12 @@ BROKEN = {
     "json: no field": (b'{"label": "good"}\n', {}, {"format": "jsonl"}, ["line 1", "field text", "missing"]),
     "json: true as a score": (b'{"text": "a", "label": true}\n', SCORE, {"format": "jsonl"}, ["line 1", "True"]),
     "json: not utf-8": (b'{"text": "\xff"}\n', {}, {"format": "jsonl"}, ["line 1", "UTF-8"]),
+    "json: half a surrogate pair": (
+        b'{"text": "a\\ud800", "label": "good"}\n',
+        {},
+        {"format": "jsonl"},
+        ["line 1", "text"],
+    ),
     "parquet: not parquet": (b"PAR0 no", {}, {"format": "parquet"}, ["rows.csv", "parquet"]),
     "unknown suffix": (GOOD, {}, {"files": ["rows.xls"]}, ["rows.xls", "expected csv"]),
     "no file": (GOOD, {}, {"files": ["absent.csv"]}, ["absent.csv", "No such file"]),
@@ -139,6 +145,7 @@ BROKEN_CONFIGS = {
     "no source": ({"train": None}, {}, {}, ["tasks.mood.train"]),
     "answer is no pattern": ({"answer": "(("}, {}, {}, ["tasks.mood.answer"]),
     "input with another field": ({"input": "{text} {foo}"}, {}, {}, ["tasks.mood.input"]),
+    "values of no label": ({}, {"values": ["good", "mixed"]}, {}, ["tasks.mood.train", "'mixed'"]),
     "f1 of no label": ({"f1": "fine"}, {}, {}, ["tasks.mood.f1"]),
     "judge without endpoint": ({}, {}, {"pairs": {"rationale_sensitive": {"by": "judge"}}}, ["judge", "endpoint"]),
 }
@@ -229,3 +236,14 @@ def test_archives_are_read_in_place(tmp_path):
     (tmp_path / "p.whl").unlink()
     with pytest.raises(UserError, match=r"p\.whl: no such file"):
         rows_of(config, tmp_path)
+
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "config" / "data").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_project_is_valid(path):
+    config = load_config(path)
+    if path.stem == "nlu8":
+        assert list(config.specs) == ["movie_reviews", "sst2", "app_reviews", "ag_news", "mrpc", "qqp", "mnli", "stsb"]
+        assert {name: spec.task.metric for name, spec in config.specs.items()}["stsb"] == "pearson"

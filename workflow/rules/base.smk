@@ -3,11 +3,11 @@
 
 rule base_config:
     output:
-        config=PREPARED + "/{model}/base.yaml",
+        config=f"{PREPARED}/{{model}}/base.yaml",
     log:
-        PREPARED + "/{model}/logs/base_config.log",
+        f"{PREPARED}/{{model}}/logs/base_config.log",
     benchmark:
-        PREPARED + "/{model}/logs/base_config.benchmark.tsv"
+        f"{PREPARED}/{{model}}/logs/base_config.benchmark.tsv"
     localrule: True
     conda:
         "../../environment.yml"
@@ -26,7 +26,7 @@ rule base_config:
 # Template, package and data are empty where the model's source has no use for them.
 rule base_model:
     input:
-        config=PREPARED + "/{model}/base.yaml",
+        config=f"{PREPARED}/{{model}}/base.yaml",
         program=program("base.py"),
         code=code("base.py"),
         template=lambda wildcards: (
@@ -45,11 +45,11 @@ rule base_model:
             else []
         ),
     output:
-        folder=directory(PREPARED + "/{model}/base"),
+        folder=directory(f"{PREPARED}/{{model}}/base"),
     log:
-        PREPARED + "/{model}/logs/base.log",
+        f"{PREPARED}/{{model}}/logs/base.log",
     benchmark:
-        PREPARED + "/{model}/logs/base.benchmark.tsv"
+        f"{PREPARED}/{{model}}/logs/base.benchmark.tsv"
     conda:
         "../../environment.yml"
     threads: 2
@@ -59,5 +59,5 @@ rule base_model:
     message:
         "Preparing the base model of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
+        "python {input.program} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
         "--data {input.data:q} --out {output.folder:q} > {log} 2>&1"

@@ -3,6 +3,7 @@
 
 import ast
 import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,16 +13,18 @@ from snakemake.exceptions import WorkflowError
 
 ROOT = Path(workflow.basedir)
 PROGRAMS = ROOT / "workflow" / "scripts"
-PYTHON = sys.executable
 sys.path.insert(0, str(PROGRAMS))
+# `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 from rllr.cli import UserError
 from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate
 
-# Method -> the reward models that its PPO run reads (none: not trained by PPO, or a verified reward).
+# Method -> the reward models that it reads: in its PPO run, or (sft_wrat_bon) to pick the best of several samples.
 REWARD_MODELS = {
     "sft": [],
     "sft_wrat": [],
+    "sft_wrat_bon": ["rm_rllr"],
     "rlhf": ["rm_rlhf"],
     "rllr": ["rm_rllr"],
     "rllr_mix": ["rm_rllr", "rm_rlhf"],
@@ -51,7 +54,9 @@ def config_file(kind, name, suffix=".yaml"):
         if path.is_file():
             return path
     known = sorted({p.stem for f in [Path("config"), ROOT / "config"] for p in (f / kind).glob(f"*{suffix}")})
-    raise UserError(f"unknown {kind.rstrip('s')} {name!r}: no file config/{kind}/{name}{suffix}; known: {', '.join(known)}")
+    raise UserError(
+        f"unknown {kind.rstrip('s')} {name!r}: no file config/{kind}/{name}{suffix}; known: {', '.join(known)}"
+    )
 
 
 @functools.cache
@@ -86,6 +91,30 @@ def data_config(data):
 def data_file(name):
     """Input function: a prepared data file of the model in the wildcards."""
     return lambda wildcards: f"{PREPARED}/data/{data_of(wildcards.model)}/{name}"
+
+
+def method_base(wildcards):
+    """The model that a method's adapter belongs to: the base model for SFT, merged sft_wrat for all that follows it."""
+    if wildcards.method in [*PPO_METHODS, "sft_wrat_bon"]:
+        return f"results/{wildcards.model}/sft_wrat/merged"
+    return f"{PREPARED}/{wildcards.model}/base"
+
+
+def method_adapter(wildcards):
+    """The method's LoRA; none for sft_wrat_bon, which is sft_wrat and a choice among its samples."""
+    if wildcards.method not in REWARD_MODELS:
+        raise WorkflowError(f"unknown method {wildcards.method!r}; known: {', '.join(REWARD_MODELS)}")
+    return [] if wildcards.method == "sft_wrat_bon" else f"results/{wildcards.model}/{wildcards.method}/adapter"
+
+
+def method_reward(wildcards):
+    """The reward model that picks among samples; none where the answer is the greedy one."""
+    return f"results/{wildcards.model}/rm_rllr/adapter" if wildcards.method == "sft_wrat_bon" else []
+
+
+def trained_against(wildcards):
+    """The methods of config.yaml whose PPO run reads a reward model."""
+    return [m for m in config["methods"] if m in PPO_METHODS and wildcards.reward_model in REWARD_MODELS[m]]
 
 
 @one_line
@@ -139,7 +168,7 @@ def check_targets():
         match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/", target)
         if match:
             model_config(match[1])
-            if match[2] not in {*SECTIONS, "base", "logs"}:
+            if match[2] not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
                 raise UserError(f"unknown method {match[2]!r}; known: {', '.join(REWARD_MODELS)}")
 
 
@@ -156,25 +185,3 @@ wildcard_constraints:
     method=r"(?!rm_)[^/]+",
     ppo_method="|".join(PPO_METHODS),
     reward_model="rm_rlhf|rm_rllr",
-
-
-rule stage_config:
-    output:
-        "results/{model}/{stage}/config.yaml",
-    params:
-        yaml=lambda wildcards: stage_yaml(wildcards.model, wildcards.stage),
-    log:
-        "results/{model}/{stage}/logs/config.log",
-    benchmark:
-        "results/{model}/{stage}/logs/config.benchmark.tsv"
-    localrule: True
-    threads: 1
-    resources:
-        mem_mb=100,
-        runtime=1,
-    conda:
-        "../../environment.yml"
-    message:
-        "Resolving the config of {wildcards.stage} for {wildcards.model}"
-    shell:
-        "printf '%s' {params.yaml:q} > {output} 2> {log}"

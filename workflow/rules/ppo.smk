@@ -20,23 +20,23 @@ rule ppo:
         reward="results/{model}/{ppo_method}/reward.json",
         samples="results/{model}/{ppo_method}/samples.jsonl",
         log="results/{model}/{ppo_method}/train_log.jsonl",
-    params:
-        out=lambda wildcards, output: Path(output.log).parent,
-        rewards=lambda wildcards: f"results/{wildcards.model}",
-        data=lambda wildcards, input: Path(input.tasks).parent,
     log:
         "results/{model}/{ppo_method}/logs/train.log",
     benchmark:
         "results/{model}/{ppo_method}/logs/train.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: config["threads"]
     resources:
         gpu=1,
         mem_mb=24000,
         runtime=48 * 60,
-    conda:
-        "../../environment.yml"
+    params:
+        out=lambda wildcards, output: Path(output.log).parent,
+        rewards=lambda wildcards: f"results/{wildcards.model}",
+        data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "PPO: {wildcards.ppo_method} of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--rewards {params.rewards:q} --out {params.out:q} 2>&1 | tee {log:q}"

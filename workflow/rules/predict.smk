@@ -1,17 +1,4 @@
-# Greedy answers to the test prompts, and their metrics.
-
-
-def method_base(wildcards):
-    """The model that a method's adapter belongs to: the base model for SFT, merged sft_wrat for PPO."""
-    if wildcards.method in PPO_METHODS:
-        return f"results/{wildcards.model}/sft_wrat/merged"
-    return f"{PREPARED}/{wildcards.model}/base"
-
-
-def method_adapter(wildcards):
-    if wildcards.method not in REWARD_MODELS:
-        raise WorkflowError(f"unknown method {wildcards.method!r}; known: {', '.join(REWARD_MODELS)}")
-    return f"results/{wildcards.model}/{wildcards.method}/adapter"
+# Answers to the test prompts, their metrics, and the model behind them in a form to take away.
 
 
 rule predict:
@@ -19,28 +6,31 @@ rule predict:
         config="results/{model}/predict/config.yaml",
         base=method_base,
         adapter=method_adapter,
+        reward=method_reward,
         data=data_file("test.jsonl"),
         tasks=data_file("tasks.json"),
         program=program("predict.py"),
         code=code("predict.py"),
     output:
         predictions="results/{model}/{method}/predictions.jsonl",
+        model="results/{model}/{method}/model.json",
     log:
         "results/{model}/{method}/logs/predict.log",
     benchmark:
         "results/{model}/{method}/logs/predict.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: config["threads"]
     resources:
         gpu=1,
         mem_mb=16000,
         runtime=12 * 60,
-    conda:
-        "../../environment.yml"
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
-        "--data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} 2>&1 | tee {log:q}"
+        "python {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule metrics:
@@ -51,21 +41,51 @@ rule metrics:
         code=code("metrics.py"),
     output:
         metrics="results/{model}/{method}/metrics.json",
-    params:
-        data=lambda wildcards: data_of(wildcards.model),
     log:
         "results/{model}/{method}/logs/metrics.log",
     benchmark:
         "results/{model}/{method}/logs/metrics.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../environment.yml"
+    params:
+        data=lambda wildcards: data_of(wildcards.model),
     message:
         "Metrics of {wildcards.method} of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --predictions {input.predictions:q} --tasks {input.tasks:q} "
+        "python {input.program:q} --predictions {input.predictions:q} --tasks {input.tasks:q} "
         "--model {wildcards.model:q} --method {wildcards.method:q} --data {params.data:q} --out {output.metrics:q} "
         "> {log:q} 2>&1"
+
+
+rule export:
+    input:
+        base=method_base,
+        adapter=method_adapter,
+        config="results/{model}/{method}/config.yaml",
+        metrics="results/{model}/{method}/metrics.json",
+        used="results/{model}/{method}/model.json",
+        origin=f"{PREPARED}/{{model}}/base",
+        program=program("export.py"),
+        code=code("export.py"),
+    output:
+        model=directory("results/{model}/{method}/model"),
+    log:
+        "results/{model}/{method}/logs/export.log",
+    benchmark:
+        "results/{model}/{method}/logs/export.benchmark.tsv"
+    conda:
+        "../../environment.yml"
+    threads: config["threads"]
+    resources:
+        mem_mb=32000,
+        runtime=60,
+    message:
+        "A standalone model of {wildcards.method} of {wildcards.model}"
+    shell:
+        "python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} --config {input.config:q} "
+        "--metrics {input.metrics:q} --used {input.used:q} --origin {input.origin:q}/origin.json "
+        "--out {output.model:q} > {log:q} 2>&1"

@@ -21,22 +21,59 @@ rule reward_model:
         metrics="results/{model}/{reward_model}/metrics.json",
         scores="results/{model}/{reward_model}/pair_scores.jsonl",
         log="results/{model}/{reward_model}/train_log.jsonl",
-    params:
-        out=lambda wildcards, output: Path(output.log).parent,
-        data=lambda wildcards, input: Path(input.tasks).parent,
     log:
         "results/{model}/{reward_model}/logs/train.log",
     benchmark:
         "results/{model}/{reward_model}/logs/train.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: config["threads"]
     resources:
         gpu=1,
         mem_mb=16000,
         runtime=24 * 60,
-    conda:
-        "../../environment.yml"
+    params:
+        out=lambda wildcards, output: Path(output.log).parent,
+        data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "Training reward model {wildcards.reward_model} of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"
+
+
+rule reward_quality:
+    input:
+        config="results/{model}/predict/config.yaml",
+        base="results/{model}/sft_wrat/merged",
+        reward="results/{model}/{reward_model}/adapter",
+        adapters=lambda wildcards: expand("results/{{model}}/{method}/adapter", method=trained_against(wildcards)),
+        data=data_file("validation.jsonl"),
+        tasks=data_file("tasks.json"),
+        program=program("reward_quality.py"),
+        code=code("reward_quality.py"),
+    output:
+        quality="results/{model}/{reward_model}/quality.json",
+        samples="results/{model}/{reward_model}/quality_samples.jsonl",
+    log:
+        "results/{model}/{reward_model}/logs/quality.log",
+    benchmark:
+        "results/{model}/{reward_model}/logs/quality.benchmark.tsv"
+    conda:
+        "../../environment.yml"
+    threads: config["threads"]
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=4 * 60,
+    params:
+        policies=lambda wildcards: [
+            "sft_wrat",
+            *(f"{m}=results/{wildcards.model}/{m}/adapter" for m in trained_against(wildcards)),
+        ],
+    message:
+        "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policy's samples"
+    shell:
+        "python {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
+        "--policies {params.policies:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.quality:q} "
+        "> {log:q} 2>&1"

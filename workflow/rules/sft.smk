@@ -6,7 +6,7 @@ SFT_DATA = {"sft": "sft_train.jsonl", "sft_wrat": "sft_with_rat_train.jsonl"}
 rule sft:
     input:
         config="results/{model}/{stage}/config.yaml",
-        base=PREPARED + "/{model}/base",
+        base=f"{PREPARED}/{{model}}/base",
         data=lambda wildcards: data_file(SFT_DATA[wildcards.stage])(wildcards),
         tasks=data_file("tasks.json"),
         program=program("sft.py"),
@@ -14,31 +14,31 @@ rule sft:
     output:
         adapter=directory("results/{model}/{stage}/adapter"),
         log="results/{model}/{stage}/train_log.jsonl",
-    params:
-        out=lambda wildcards, output: Path(output.log).parent,
-    wildcard_constraints:
-        stage="sft|sft_wrat",
     log:
         "results/{model}/{stage}/logs/train.log",
     benchmark:
         "results/{model}/{stage}/logs/train.benchmark.tsv"
+    wildcard_constraints:
+        stage="sft|sft_wrat",
+    conda:
+        "../../environment.yml"
     threads: config["threads"]
     resources:
         gpu=1,
         mem_mb=16000,
         runtime=24 * 60,
-    conda:
-        "../../environment.yml"
+    params:
+        out=lambda wildcards, output: Path(output.log).parent,
     message:
         "Training {wildcards.stage} of {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
+        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
         "--tasks {input.tasks:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule merge:
     input:
-        base=PREPARED + "/{model}/base",
+        base=f"{PREPARED}/{{model}}/base",
         adapter="results/{model}/sft_wrat/adapter",
         program=program("merge.py"),
         code=code("merge.py"),
@@ -48,14 +48,14 @@ rule merge:
         "results/{model}/sft_wrat/logs/merge.log",
     benchmark:
         "results/{model}/sft_wrat/logs/merge.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: config["threads"]
     resources:
         mem_mb=16000,
         runtime=60,
-    conda:
-        "../../environment.yml"
     message:
         "Merging the adapter of sft_wrat into {wildcards.model}"
     shell:
-        "{PYTHON} {input.program:q} --base {input.base:q} --adapter {input.adapter:q} --out {output.merged:q} "
+        "python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} --out {output.merged:q} "
         "> {log:q} 2>&1"

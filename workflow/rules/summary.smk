@@ -1,67 +1,105 @@
-# Methods x tasks of the models in config.yaml.
+# The models and methods of config.yaml beside each other: the summary table, and a page with everything behind it.
 
 
 rule summary:
     input:
-        metrics=expand(
-            "results/{model}/{method}/metrics.json", model=config["models"], method=config["methods"]
-        ),
+        metrics=expand("results/{model}/{method}/metrics.json", model=config["models"], method=config["methods"]),
         predictions=expand(
             "results/{model}/{method}/predictions.jsonl", model=config["models"], method=config["methods"]
         ),
-        tasks=[f"{PREPARED}/data/{data_of(model)}/tasks.json" for model in config["models"]],
+        tasks=expand("results/{model}/{method}/model.json", model=config["models"], method=config["methods"]),
         program=program("summary.py"),
         code=code("summary.py"),
     output:
-        tsv=report("results/summary.tsv", category="Summary"),
-        md=report("results/summary.md", category="Summary"),
-    params:
-        models=config["models"],
-        methods=config["methods"],
+        tsv="results/summary.tsv",
+        md="results/summary.md",
+        html=report(
+            "results/summary.html",
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"table": "methods x tasks"},
+        ),
     log:
         "results/logs/summary.log",
     benchmark:
         "results/logs/summary.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../environment.yml"
+    params:
+        models=config["models"],
+        methods=config["methods"],
     message:
         "Summary of {params.models}"
     shell:
-        "{PYTHON} {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
-        "--tasks {input.tasks:q} --out results > {log:q} 2>&1"
+        "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
+        "--out results > {log:q} 2>&1"
 
 
-rule curves:
+REPORT_MODELS = sorted({reward_model for method in config["methods"] for reward_model in REWARD_MODELS[method]})
+# Stages with training curves: the methods that were trained, sft_wrat under PPO, and the reward models.
+REPORT_STAGES = [
+    stage
+    for stage in ["sft", "sft_wrat", *REPORT_MODELS, *PPO_METHODS]
+    if stage in [*config["methods"], *REPORT_MODELS] or (stage == "sft_wrat" and {*config["methods"]} - {"sft"})
+]
+
+
+rule report:
     input:
-        log="results/{model}/{stage}/train_log.jsonl",
-        program=program("curves.py"),
-        code=code("curves.py"),
-    output:
-        curves=report(
-            "results/{model}/{stage}/curves.svg",
-            caption="../report/curves.rst",
-            category="Training",
-            subcategory="{model}",
-            labels={"stage": "{stage}"},
+        metrics=rules.summary.input.metrics,
+        predictions=rules.summary.input.predictions,
+        tasks=rules.summary.input.tasks,
+        data=[
+            f"{PREPARED}/data/{data_of(model)}/{file}"
+            for model in config["models"]
+            for file in ["test.jsonl", "tasks.json"]
+        ],
+        bases=expand(f"{PREPARED}/{{model}}/base", model=config["models"]),
+        confusion=expand("results/{model}/{method}/confusion.svg", model=config["models"], method=config["methods"]),
+        rewards=expand(
+            "results/{model}/{reward_model}/{file}",
+            model=config["models"],
+            reward_model=REPORT_MODELS,
+            file=["metrics.json", "quality.json", "pairs.svg", "reliability.svg"],
         ),
-    params:
-        title=lambda wildcards: f"{wildcards.stage}, {wildcards.model}",
+        stages=expand(
+            "results/{model}/{stage}/{file}",
+            model=config["models"],
+            stage=REPORT_STAGES,
+            file=["config.yaml", "curves.svg"],
+        ),
+        program=program("report.py"),
+        code=code("report.py"),
+    output:
+        html=report(
+            "results/report.html",
+            caption="../report/results.rst",
+            category="Summary",
+            labels={"table": "the whole run on one page"},
+        ),
     log:
-        "results/{model}/{stage}/logs/curves.log",
+        "results/logs/report.log",
     benchmark:
-        "results/{model}/{stage}/logs/curves.benchmark.tsv"
+        "results/logs/report.benchmark.tsv"
+    conda:
+        "../../environment.yml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../../environment.yml"
+    params:
+        models=config["models"],
+        methods=config["methods"],
+        reward_models=REPORT_MODELS,
+        stages=REPORT_STAGES,
+        data=[f"{PREPARED}/data/{data_of(model)}" for model in config["models"]],
     message:
-        "Curves of {wildcards.stage} of {wildcards.model}"
+        "Report on {params.models}"
     shell:
-        "{PYTHON} {input.program:q} --log {input.log:q} --title {params.title:q} --out {output.curves:q} "
-        "> {log:q} 2>&1"
+        "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
+        "--reward-models {params.reward_models:q} --stages {params.stages:q} --data {params.data:q} "
+        "--bases {input.bases:q} --out {output.html:q} > {log:q} 2>&1"

@@ -9,6 +9,7 @@ newest checkpoint and ends with the same adapter (on a CPU, bit by bit).
 """
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 from rllr import cli
@@ -64,9 +65,17 @@ def save(folder: Path, trainer, log_rows: list[dict], samples: list[dict], best:
 
     checkpoint = folder / f"checkpoint-{trainer.iteration}"
     with atomic_dir(checkpoint) as temporary:
-        save_file({n: p.detach().contiguous().cpu() for n, p in trainer.backbone.trained().items()}, temporary / "trained.safetensors")
-        torch.save({"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}, temporary / "optimizer.pt")
-        write_json(temporary / "state.json", {"trainer": trainer.state(), "log": log_rows, "samples": samples, "best": best})
+        save_file(
+            {n: p.detach().contiguous().cpu() for n, p in trainer.backbone.trained().items()},
+            temporary / "trained.safetensors",
+        )
+        torch.save(
+            {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()},
+            temporary / "optimizer.pt",
+        )
+        write_json(
+            temporary / "state.json", {"trainer": trainer.state(), "log": log_rows, "samples": samples, "best": best}
+        )
         checkpoints.seal(temporary)
     checkpoints.rotate(folder)
 
@@ -121,8 +130,7 @@ def main() -> None:
 
     tasks = load_tasks(args.data / "tasks.json")
     method = load_stage_name(args.config)
-    label, rationale = REWARDS[method]
-    rows = read_prompts(args.data / "unsupervised.jsonl", tasks, need_labels=label == "gold")
+    rows = read_prompts(args.data / "unsupervised.jsonl", tasks, need_labels="gold" in REWARDS[method])
 
     from rllr import ranks
     from rllr.ppo.loop import PPOConfig
@@ -151,8 +159,10 @@ def load_stage_name(path: Path) -> str:
 def train(args, config, tasks, rows, validation, tau, origin) -> None:
     """The run: every epoch's batches, with checkpoints, log and progress."""
     from tqdm import tqdm
+    from transformers import set_seed
 
     from rllr import checkpoints, models, ranks
+    from rllr.base import budget
     from rllr.ppo.backbone import Backbone
     from rllr.ppo.loop import Rewards, Trainer
     from rllr.training import finish, save_adapter
@@ -171,13 +181,21 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
     iterations = per_epoch * config.epochs
     if 0 < len(rows) % config.batch_size < ranks.world():
         raise UserError(f"{len(rows)} prompts leave a last batch with fewer prompts than processes; change batch_size")
-    backbone = Backbone(args.base, config.lora, folders, roles[0] if roles else None, kind, config.gradient_checkpointing)
+    # Responses of half the room, through policy, value, reference and rewards once, policy and value again to train.
+    passes = len(rows) * config.epochs * (4 + len(roles))
+    tokens = passes * (sum(map(len, prompts)) // len(prompts) + config.max_new_tokens // 2) // 2
+    budget.check(args.base, asdict(config), "ppo", tokens, args.out, rewards=len(roles))
+    set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
+    backbone = Backbone(
+        args.base, config.lora, folders, roles[0] if roles else None, kind, config.gradient_checkpointing
+    )
     models.describe(backbone.model, kind)
     log(
-        f"{config.stage}: {len(rows)} prompts x {config.epochs} epochs in batches of {config.batch_size} = {iterations} "
-        f"iterations, {config.updates * config.update_epochs} optimiser step(s) each, micro-batch {config.micro_batch_size}, "
-        f"{ranks.world()} process(es); label reward {label}, rationale reward {rationale}, tau {tau} ({origin})"
+        f"{config.stage}: {len(rows)} prompts x {config.epochs} epochs in batches of {config.batch_size} = "
+        f"{iterations} iterations of {config.updates * config.update_epochs} optimiser step(s), "
+        f"micro-batch {config.micro_batch_size}, {ranks.world()} process(es)"
     )
+    log(f"label reward {label}, rationale reward {rationale}, tau {tau} ({origin})")
     trainer = Trainer(config, backbone, Rewards(label, rationale, tau), tasks, tokenizer, iterations)
 
     main_process = ranks.rank() == 0
@@ -219,7 +237,10 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
     bar.close()
     if not main_process:
         return
-    write_json(args.out / "reward.json", {"label": label, "rationale": rationale, "label_reward_threshold": tau, "origin": origin})
+    write_json(
+        args.out / "reward.json",
+        {"label": label, "rationale": rationale, "label_reward_threshold": tau, "origin": origin},
+    )
     write_jsonl(args.out / "samples.jsonl", samples)
     write_jsonl(args.out / "train_log.jsonl", history)
     if config.keep == "best":
@@ -241,7 +262,7 @@ class Board:
     def write(self, metrics: dict, samples: list[dict]) -> None:
         step = metrics["iteration"]
         for key, value in metrics.items():
-            if key != "iteration":
+            if key != "iteration" and value is not None:
                 self.writer.add_scalar(key, value, step)
         for sample in samples:
             self.writer.add_text("samples", f"{sample['id']} ({sample['score']:.2f}): {sample['response']}", step)

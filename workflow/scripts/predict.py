@@ -1,50 +1,83 @@
-"""Greedy answers of a model to the test prompts, or to texts of your own.
+"""Answers of a model: to a test file, or to texts of your own.
 
-The workflow's use: every row of a test file, resumable, length-sorted batches:
+Texts of your own, given or as lines on standard input; prints rationale and label, or JSON lines:
+
+    python workflow/scripts/predict.py --model results/smollm2/rllr_mix --task movie_reviews --text "A fine film."
+    python workflow/scripts/predict.py --model results/smollm2/rllr_mix --task movie_reviews --jsonl < reviews.txt
+
+The workflow's use: every row of a test file, resumable. Answers are greedy; with --reward they are the best of
+several samples by that reward model:
 
     python workflow/scripts/predict.py --config results/tiny/predict/config.yaml --base results/tiny/sft_wrat/merged \\
         --adapter results/tiny/rllr_mix/adapter --data results/data/demo/test.jsonl \\
         --tasks results/data/demo/tasks.json --out results/tiny/rllr_mix/predictions.jsonl
+
+Beside the predictions it writes model.json, from which --model knows what to load.
 """
 
 import json
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rllr import cli
+from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import stage_lock, write_jsonl
+from rllr.predicting import PATHS, PredictConfig, describe, find
 from rllr.rows import read_prompts
 from rllr.tasks import load_tasks, read_label
 from rllr.tokens import Encoder
 
 
-@dataclass
-class PredictConfig:
-    """The resolved predict config (workflow/schemas/model.schema.yaml describes the keys)."""
+class Predictor:
+    """A loaded model and, for best-of-n, the reward model that picks among its samples."""
 
-    model: str
-    stage: str
-    seed: int
-    precision: str
-    batch_size: int
-    max_new_tokens: int
-    cutoff: int
+    def __init__(self, config: PredictConfig, base: Path, adapter: Path | None, reward: Path | None) -> None:
+        from rllr import models, sampling
 
+        self.config, self.kind = config, models.dtype(config.precision)
+        self.tokenizer = models.load_tokenizer(base)
+        self.model = models.load_adapter(base, adapter, self.kind)
+        self.reward = sampling.load_reward(base, reward, self.kind) if reward else None
+        self.encoder = Encoder(self.tokenizer, config.cutoff)
+        models.describe(self.model, self.kind)
 
-def answers(model, tokenizer, prompts: list[list[int]], config: PredictConfig, kind):
-    """Yield `(indices, texts)` batch by batch, longest prompts first (so the time left is not underestimated)."""
-    from rllr import models
-    from rllr.generate import generate
+    def answers(self, rows: list[dict]) -> Iterator[tuple[list[int], list[str]]]:
+        """Yield `(indices, answers)` of batches of rows, longest prompts first."""
+        from rllr import sampling
 
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), config.batch_size):
-        batch = order[start : start + config.batch_size]
-        with models.autocast(kind):
-            result = generate(
-                model, [prompts[i] for i in batch], tokenizer.eos_token_id, tokenizer.pad_token_id, config.max_new_tokens
+        if not rows:
+            return
+        config = self.config
+        prompts = [self.encoder.prompt(row, room=config.max_new_tokens) for row in rows]
+        self.encoder.report("prompts", list(map(len, prompts)))
+        if self.reward:
+            batches = self._best_of(rows, prompts)
+        else:
+            batches = sampling.respond(
+                self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind
             )
-        yield batch, tokenizer.batch_decode(result.responses, skip_special_tokens=True)
+        for indices, responses in batches:
+            yield indices, self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+
+    def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """The sample with the highest reward of each prompt (the first among equals)."""
+        from rllr import sampling
+
+        n, config = self.config.best_of, self.config
+        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
+        size = max(1, config.batch_size // n)
+        for batch in (order[start : start + size] for start in range(0, len(order), size)):
+            own, ids = [prompts[i] for i in batch], [rows[i]["id"] for i in batch]
+            drawn = sampling.sample(self.model, self.tokenizer, own, ids, n, config, self.kind)
+            flat = [response for responses in drawn for response in responses]
+            repeated = [prompt for prompt in own for _ in range(n)]
+            values = sampling.scores(self.reward, self.tokenizer, repeated, flat, config.batch_size, self.kind)
+            best = [max(range(k, k + n), key=values.__getitem__) for k in range(0, len(flat), n)]
+            yield batch, [flat[k] for k in best]
 
 
 def resume(partial: Path, mark: str) -> dict[str, str]:
@@ -70,54 +103,103 @@ def resume(partial: Path, mark: str) -> dict[str, str]:
     return done
 
 
-def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="resolved predict config (YAML)")
-    parser.add_argument("--base", type=Path, required=True, help="folder of the model that the adapter belongs to")
-    parser.add_argument("--adapter", type=Path, help="LoRA adapter of the method; none: the model as it is")
-    parser.add_argument("--data", type=Path, required=True, help="prompts with gold labels (test.jsonl)")
-    parser.add_argument("--tasks", type=Path, required=True, help="tasks.json of the data")
-    parser.add_argument("--out", type=Path, required=True, help="predictions.jsonl")
-    args = parser.parse_args()
-    config = load_stage(PredictConfig, args.config)
-    tasks = load_tasks(args.tasks)
-    rows = read_prompts(args.data, tasks, need_labels=True)
+def prediction(row: dict, answer: str, tasks: dict) -> dict:
+    """A line of predictions.jsonl; `prediction` is null where no label can be read."""
+    said = read_label(answer, tasks[row["task"]])
+    return {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said, "answer": answer}
 
+
+def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, out: Path) -> None:
+    """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there."""
     from tqdm import tqdm
 
-    from rllr import models
+    from rllr import models, sampling  # noqa: F401  (their code is part of the fingerprint)
     from rllr.checkpoints import fingerprint
 
-    with stage_lock(args.out.parent):
-        inputs = [args.config, args.base, args.data, *([args.adapter] if args.adapter else [])]
-        mark, partial = fingerprint(inputs), args.out.with_name("predictions.partial.jsonl")
+    rows = read_prompts(data, tasks, need_labels=True)
+    with stage_lock(out.parent):
+        mark = fingerprint([data, *filter(None, paths.values())], best_of=config.best_of)
+        partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
-        kind = models.dtype(config.precision)
-        tokenizer = models.load_tokenizer(args.base)
-        model = models.load_adapter(args.base, args.adapter, kind)
-        models.describe(model, kind)
-        encoder = Encoder(tokenizer, config.cutoff)
         left = [row for row in rows if row["id"] not in done]
-        prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in left]
-        if prompts:
-            encoder.report(str(args.data), list(map(len, prompts)))
-        with open(partial, "a", encoding="utf-8") as file, tqdm(total=len(left), desc="predicting", mininterval=2) as bar:
+        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"])
+        with (
+            open(partial, "a", encoding="utf-8") as file,
+            tqdm(total=len(left), desc="predicting", mininterval=2) as bar,
+        ):
             if not done and not file.tell():
                 file.write(json.dumps({"fingerprint": mark}) + "\n")
-            for indices, texts in answers(model, tokenizer, prompts, config, kind):
+            for indices, texts in predictor.answers(left):
                 for i, text in zip(indices, texts, strict=True):
                     done[left[i]["id"]] = text
                     file.write(json.dumps({"id": left[i]["id"], "answer": text}, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update(len(indices))
-        write_jsonl(args.out, (prediction(row, done[row["id"]], tasks) for row in rows))
+        describe(out.with_name("model.json"), paths, tasks, rows)
+        write_jsonl(out, (prediction(row, done[row["id"]], tasks) for row in rows))
         partial.unlink()
 
 
-def prediction(row: dict, answer: str, tasks: dict) -> dict:
-    """A line of predictions.jsonl; `prediction` is null where no label can be read."""
-    said = read_label(answer, tasks[row["task"]])
-    return {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said, "answer": answer}
+def predict_texts(config: PredictConfig, paths: dict, task, instruction: str, texts: list[str], as_json: bool) -> None:
+    """Print an answer to each text, in their order."""
+    rows = [{"id": str(i), "task": task.name, "instruction": instruction, "input": t} for i, t in enumerate(texts)]
+    answers = {}
+    for indices, found in Predictor(config, paths["base"], paths["adapter"], paths["reward"]).answers(rows):
+        answers.update(zip(indices, found, strict=True))
+    for i, text in enumerate(texts):
+        label = read_label(answers[i], task)
+        rationale = re.sub(task.answer, "", answers[i]).strip()
+        if as_json:
+            line = {"text": text, "task": task.name, "label": label, "rationale": rationale, "answer": answers[i]}
+            print(json.dumps(line, ensure_ascii=False))
+        else:
+            print(f"{rationale}\nLabel: {label or '(none could be read)'}\n")
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    model = parser.add_argument_group("the model: --model, or --config, --base and --tasks")
+    model.add_argument("--model", type=Path, help="a method's folder, results/<model>/<method>")
+    model.add_argument("--config", type=Path, help="resolved predict config (YAML)")
+    model.add_argument("--base", type=Path, help="folder of the model that the adapter belongs to")
+    model.add_argument("--adapter", type=Path, nargs="?", help="LoRA adapter of the method; none: the model as it is")
+    model.add_argument("--tasks", type=Path, help="tasks.json of the data")
+    model.add_argument("--reward", type=Path, nargs="?", help="adapter of a reward model on the same base: best of n")
+    model.add_argument("--best-of", type=int, help="samples per prompt with --reward (default: the config's best_of)")
+    prompts = parser.add_argument_group("the prompts: --data and --out, or --task")
+    prompts.add_argument("--data", type=Path, help="prompts with gold labels (test.jsonl)")
+    prompts.add_argument("--out", type=Path, help="predictions.jsonl")
+    prompts.add_argument("--task", help="task of the texts")
+    prompts.add_argument("--text", help="one text; without it, every line of standard input")
+    prompts.add_argument("--instruction", help="put before the text (default: the task's, as in the test file)")
+    prompts.add_argument("--jsonl", action="store_true", help="print JSON lines")
+    args = parser.parse_args()
+
+    paths, tasks, instructions = {name: getattr(args, name) for name in PATHS}, {}, {}
+    if args.model:
+        found, tasks, instructions = find(args.model)
+        paths = {name: paths[name] or found[name] for name in PATHS}
+    if args.tasks:
+        tasks = load_tasks(args.tasks)
+    if not (paths["config"] and paths["base"] and tasks):
+        parser.error("give --model, or --config, --base and --tasks")
+    config = load_stage(PredictConfig, paths["config"])
+    if args.best_of:
+        if not paths["reward"]:
+            parser.error("--best-of needs --reward, the adapter of a reward model")
+        config = replace(config, best_of=args.best_of)
+    if args.data and args.out:
+        predict_file(config, paths, tasks, args.data, args.out)
+        return
+    if not args.task:
+        parser.error("give --data and --out, or --task")
+    if args.task not in tasks:
+        raise UserError(f"unknown task {args.task!r}; known: {', '.join(tasks)}")
+    instruction = args.instruction if args.instruction is not None else instructions.get(args.task)
+    if instruction is None:
+        parser.error("give --instruction (or --model, which knows the tasks' instructions)")
+    texts = [args.text] if args.text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    predict_texts(config, paths, tasks[args.task], instruction, texts, args.jsonl)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Arguments:
     config: Path  # a data config
     packages: Path  # folder with the package files that the config names
     out: Path  # folder of the data files
+    cache: Path | None  # the endpoint's answers; None: beside the data files
     workers: int  # processes; files do not depend on it
 
 
@@ -31,6 +32,7 @@ def arguments() -> Arguments:
     command.add_argument("--config", type=Path, required=True, help="data config (YAML)")
     command.add_argument("--packages", type=Path, default=Path("results/packages"), help="folder with package files")
     command.add_argument("--out", type=Path, required=True, help="folder for the data files")
+    command.add_argument("--cache", type=Path, help="file for an endpoint's answers (default: OUT/cache.sqlite)")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     return Arguments(**vars(command.parse_args()))
 
@@ -48,7 +50,7 @@ def main() -> None:
         if config.release:
             built = build_release(config, folder)
         else:
-            built = build(config, args.packages, folder, args.workers)
+            built = build(config, args.packages, folder, args.cache or args.out / "cache.sqlite", args.workers)
         described = report.make_report(built)
         if config.tokenizers:
             described["tokens"] = report.token_lengths(folder, config.tokenizers, config.cutoff)

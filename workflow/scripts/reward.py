@@ -7,6 +7,7 @@ Reads <data>/{rllr,rlhf}_reward_train.jsonl by the stage's name, then evaluates 
 <out>/adapter (PEFT, with its score head), <out>/metrics.json, <out>/pair_scores.jsonl and <out>/train_log.jsonl.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rllr import cli
@@ -103,6 +104,7 @@ def main() -> None:
     from trl import RewardConfig
 
     from rllr import checkpoints, models
+    from rllr.base import budget
 
     with stage_lock(args.out):
         folder = args.out / "checkpoints"
@@ -110,7 +112,9 @@ def main() -> None:
         tokenizer = models.load_tokenizer(args.base)
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder)
-        encoder.report(str(train_file), [len(ids) for row in encoded for ids in row.values()])
+        lengths = [len(ids) for row in encoded for ids in row.values()]
+        encoder.report(str(train_file), lengths)
+        budget.check(args.base, asdict(config), "reward", int(config.epochs * sum(lengths)), args.out)
         checkpoints.prepare(folder, checkpoints.fingerprint([args.config, args.base, train_file]))
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
@@ -119,7 +123,7 @@ def main() -> None:
             models.load_scorer(args.base, kind),
             tokenizer.pad_token_id,
             args=RewardConfig(**arguments, disable_dropout=False),
-            train_dataset=Dataset.from_list(encoded),
+            train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in encoded]),
             processing_class=tokenizer,
             peft_config=models.lora_config(config.lora, "SEQ_CLS"),
         )

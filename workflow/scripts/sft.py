@@ -3,11 +3,13 @@
 The loss is the mean over the response tokens of an optimiser batch. A killed run resumes from its newest checkpoint.
 
     python workflow/scripts/sft.py --config results/tiny/sft_wrat/config.yaml --base results/tiny/base \\
-        --data results/data/demo/sft_with_rat_train.jsonl --tasks results/data/demo/tasks.json --out results/tiny/sft_wrat
+        --data results/data/demo/sft_with_rat_train.jsonl --tasks results/data/demo/tasks.json \\
+        --out results/tiny/sft_wrat
 
 Writes <out>/adapter (PEFT) and <out>/train_log.jsonl.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rllr import cli
@@ -69,6 +71,7 @@ def main() -> None:
     from trl import SFTConfig
 
     from rllr import checkpoints, models
+    from rllr.base import budget
 
     with stage_lock(args.out):
         folder = args.out / "checkpoints"
@@ -77,6 +80,8 @@ def main() -> None:
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder)
         encoder.report(str(args.data), [len(row["input_ids"]) for row in encoded])
+        tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
+        budget.check(args.base, asdict(config), "sft", tokens, args.out)
         checkpoints.prepare(folder, checkpoints.fingerprint([args.config, args.base, args.data]))
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)

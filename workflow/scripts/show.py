@@ -1,6 +1,6 @@
 """Print the metrics of a model's methods and where everything lies.
 
-    python workflow/scripts/show.py results/tiny
+python workflow/scripts/show.py results/tiny
 """
 
 from pathlib import Path

@@ -21,7 +21,9 @@ KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 def fingerprint(inputs: Iterable[Path | str], **settings: object) -> str:
     """Checksum over the files of `inputs` (folders: all files in them), `settings`, and our own code in use."""
-    code = [m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "rllr" and getattr(m, "__file__", None)]
+    code = [
+        m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "rllr" and getattr(m, "__file__", None)
+    ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for path in [*map(Path, inputs), *map(Path, sorted(code)), Path(sys.argv[0])]:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]

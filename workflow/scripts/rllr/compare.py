@@ -15,6 +15,15 @@ def _by_task(rows: list[dict]) -> dict[str, list[dict]]:
     return grouped
 
 
+def agrees(said: str | None, gold: str, task: Task) -> bool:
+    """Whether a label read from an answer counts as right; a score does within a tenth of its range."""
+    if said is None:
+        return False
+    if task.kind == "score":
+        return abs(float(said) - float(gold)) <= 0.1 * (task.high - task.low)
+    return said == gold
+
+
 def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> dict:
     """ours - theirs in the mean over tasks of the headline metric.
 
@@ -22,10 +31,11 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         ours, theirs: lines of two predictions.jsonl over the same test rows.
 
     Returns:
-        difference, ci95 (paired bootstrap: rows are resampled within each task, for both methods alike),
-        mcnemar_p (two-sided, over the rows of accuracy tasks; None without such rows),
-        detectable (the smallest difference that this many rows with this share of discordant answers show with 80%
-        power at the 5% level; None without accuracy tasks), and `noise`: whether the interval contains 0.
+        difference, ci95 (paired bootstrap: rows are resampled within each task, for both methods alike), rows (their
+        ids) and resampled (the bootstrap's differences: any two methods tested on the same rows are given the same
+        draws, so these can be averaged over runs), mcnemar_p (two-sided, over the rows of accuracy tasks; None without
+        such rows), detectable (the smallest difference that this many rows with this share of discordant answers show
+        with 80% power at the 5% level; None without accuracy tasks), and `noise`: whether the interval contains 0.
     """
     a, b = _by_task(ours), _by_task(theirs)
     if {t: [r["id"] for r in rows] for t, rows in a.items()} != {t: [r["id"] for r in rows] for t, rows in b.items()}:
@@ -46,11 +56,15 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
             resampled += delta[picks].mean(1)
             only_ours += int((mine & ~other).sum())
             only_theirs += int((other & ~mine).sum())
-            variances.append((mine != other).mean() / len(mine))
-    low, high = np.quantile(resampled / len(a), [0.025, 0.975]).tolist()
+            # Two methods that agree everywhere still could have differed: one discordant row at least.
+            variances.append(max((mine != other).mean(), 1 / len(mine)) / len(mine))
+    resampled /= len(a)
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     return {
         "difference": float(np.mean(observed)),
         "ci95": [low, high],
+        "resampled": resampled,
+        "rows": tuple(row["id"] for rows in a.values() for row in rows),
         "mcnemar_p": mcnemar(only_ours, only_theirs) if variances else None,
         "detectable": float(2.8 * np.sqrt(sum(variances)) / len(a)) if len(variances) == len(a) else None,
         "noise": low <= 0 <= high,

@@ -122,7 +122,8 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     """
     section = SECTIONS[stage]
     sections = [model.get(section)] if section != stage else []
-    resolved = merge(defaults[section], *sections, model.get(stage))
+    own = defaults.get(stage) if section != stage else None
+    resolved = merge(defaults[section], own, *sections, model.get(stage))
     resolved.setdefault("precision", model.get("precision", "auto"))
     definitions = schema("model")["$defs"]
     required = {**definitions[section], "required": sorted(definitions[section]["properties"])}

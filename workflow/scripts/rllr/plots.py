@@ -1,8 +1,9 @@
-"""Figures (svg) of training logs and reward models. matplotlib is imported where it is used."""
+"""Figures (svg) of training logs, predictions and reward models. matplotlib is imported where it is used."""
 
 from pathlib import Path
 
 from rllr.files import atomic_file
+from rllr.tasks import Task
 
 # Panels of the training curves: title -> keys drawn together. Only those that the log has are shown.
 PANELS = {
@@ -33,9 +34,27 @@ def smooth(values: list[float], weight: float = 0.9) -> list[float]:
 def save(figure, path: Path) -> None:
     """Write a figure as svg that is the same for the same data."""
     import matplotlib
+    from matplotlib import pyplot as plt
 
     with matplotlib.rc_context({"svg.hashsalt": "rllr", "svg.fonttype": "path"}), atomic_file(path, "wb") as file:
         figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def panels(count: int, columns: int, width: float, height: float):
+    """A figure of `count` panels, `columns` a line at most, each `width` x `height` inches: (figure, list of axes)."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    size = (width * columns, height * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:count])
 
 
 def curves(rows: list[dict], title: str, path: Path) -> None:
@@ -44,25 +63,19 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
     Args:
         rows: lines of train_log.jsonl; `step` or `iteration` is the x axis.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
     x_key = "iteration" if any("iteration" in row for row in rows) else "step"
-    panels = {name: [k for k in keys if any(k in row for row in rows)] for name, keys in PANELS.items()}
-    panels = {name: keys for name, keys in panels.items() if keys}
-    columns = 3
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (name, keys) in zip(axes.flat, panels.items()):
+    shown = {name: [k for k in keys if any(k in row for row in rows)] for name, keys in PANELS.items()}
+    shown = {name: keys for name, keys in shown.items() if keys}
+    figure, axes = panels(len(shown), 3, 4, 2.6)
+    for axis, (name, keys) in zip(axes, shown.items(), strict=True):
         for colour, key in zip(COLOURS, keys):
             points = [(row[x_key], row[key]) for row in rows if row.get(key) is not None]
             x, y = zip(*points)
             if key == "validation_accuracy":  # few points: shown as they are
-                axis.plot(x, y, "o-", color=colour, label=key, markersize=4)
+                axis.plot(x, y, "o-", color=colour, label="validation accuracy", markersize=4)
+                continue
+            if key in ("learning_rate", "beta"):  # no noise in them
+                axis.plot(x, y, color=colour, linewidth=1.8)
                 continue
             axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             axis.plot(x, smooth(list(y)), color=colour, linewidth=1.8, label=key.replace("_", " "))
@@ -74,4 +87,87 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
             axis.legend(fontsize=7)
     figure.suptitle(title)
     save(figure, path)
-    plt.close(figure)
+
+
+def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) -> None:
+    """One matrix a task: gold labels down, labels read from the answers across; scores are rounded to whole numbers.
+
+    Args:
+        rows: lines of predictions.jsonl.
+    """
+    import numpy as np
+
+    shown = [task for task in tasks.values() if any(row["task"] == task.name for row in rows)]
+    figure, axes = panels(len(shown), 2, 5, 4)
+    for axis, task in zip(axes, shown, strict=True):
+        own = [row for row in rows if row["task"] == task.name]
+        score = task.kind == "score"
+        labels = [f"{v}" for v in range(round(task.low), round(task.high) + 1)] if score else list(task.labels)
+        columns = [*labels, "unparsed"]
+
+        def name(label: str | None, score: bool = score) -> str:
+            return "unparsed" if label is None else f"{float(label):.0f}" if score else label
+
+        counts = np.zeros((len(labels), len(columns)), int)
+        for row in own:
+            counts[labels.index(name(row["label"])), columns.index(name(row["prediction"]))] += 1
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (i, j), count in np.ndenumerate(counts):
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, count, ha="center", va="center", fontsize=9, color=colour)
+        axis.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right")
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set_xlabel("answer", fontsize=9)
+        axis.set_ylabel("gold", fontsize=9)
+        axis.set_title(f"{task.name}, {len(own)} rows", fontsize=10)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def pairs(rows: list[dict], title: str, path: Path) -> None:
+    """Histograms of a reward model's scores of both sides of the held-out test pairs, one panel a kind of pair.
+
+    Args:
+        rows: lines of pair_scores.jsonl.
+    """
+    import numpy as np
+
+    kinds = [kind for kind in dict.fromkeys(row["set"] for row in rows) if kind != "validation"]
+    figure, axes = panels(len(kinds), 2, 5, 3.2)
+    for axis, kind in zip(axes, kinds, strict=True):
+        own = [row for row in rows if row["set"] == kind]
+        bins = np.histogram_bin_edges([row[side] for row in own for side in ("chosen", "rejected")], bins=30)
+        for side, colour in (("chosen", COLOURS[0]), ("rejected", COLOURS[1])):
+            axis.hist([row[side] for row in own], bins, color=colour, alpha=0.5, label=side)
+        wins = sum((r["chosen"] > r["rejected"]) + 0.5 * (r["chosen"] == r["rejected"]) for r in own) / len(own)
+        axis.set_title(f"{kind.replace('_', '-')} pairs: {wins:.1%} of {len(own)} right", fontsize=10)
+        axis.set_xlabel("reward", fontsize=9)
+        axis.set_ylabel("responses", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def reliability(policies: dict[str, dict], title: str, path: Path) -> None:
+    """Accuracy of a policy's samples by quintile of their reward: a useful label reward climbs.
+
+    Args:
+        policies: `policies` of quality.json: name -> statistics.
+    """
+    figure, (axis,) = panels(1, 1, 6, 3.6)
+    for colour, (name, values) in zip(COLOURS, policies.items()):
+        fifths = values["quintiles"]
+        x, y = [f["reward"] for f in fifths], [f["accuracy"] for f in fifths]
+        sides = [[f["accuracy"] - f["ci95"][0], f["ci95"][1] - f["accuracy"]] for f in fifths]
+        error = [[max(side, 0.0) for side in both] for both in zip(*sides)]  # rounding may leave -1e-17
+        axis.errorbar(x, y, error, fmt="o-", color=colour, capsize=3, markersize=4, label=f"samples of {name}")
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_xlabel("mean reward of the quintile", fontsize=9)
+    axis.set_ylabel("share of right labels", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    figure.suptitle(title)
+    save(figure, path)

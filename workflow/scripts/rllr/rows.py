@@ -45,7 +45,11 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
 
     def check(row: dict) -> str | None:
         output = row.get("output")
-        if not isinstance(output, list) or len(output) != 2 or not all(isinstance(o, str) and o.strip() for o in output):
+        if (
+            not isinstance(output, list)
+            or len(output) != 2
+            or not all(isinstance(o, str) and o.strip() for o in output)
+        ):
             return f"field output: expected [chosen, rejected], found {output!r:.80}"
         if output[0] == output[1]:
             return "field output: chosen and rejected are the same text"

@@ -49,10 +49,8 @@ def respond(rationale: str | None, label: str) -> str:
     return f"{rationale}\nLabel: {label}" if rationale else f"Label: {label}"
 
 
-NUMBER_WORDS = {
-    word: float(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
-}
+COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = {word: float(value) for value, word in enumerate(COUNTED)}
 
 
 def _normalise(text: str) -> str:

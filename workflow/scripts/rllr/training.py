@@ -76,6 +76,8 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
         "seed": config.seed,
         "data_seed": config.seed,
         "max_length": None,
+        # Rows of one length go together within each optimiser batch, whose rows stay as drawn: little padding.
+        "train_sampling_strategy": "batch_rebalance",
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": config.save_steps,

@@ -31,7 +31,7 @@ def place(source: Path, family: str | None, folder: Path) -> None:
         spec = convert.FAMILIES[family]
         check_disk(folder, shards.size(files), "converted weights")
         convert.convert(spec, source, folder)
-        special = tokenizer.special_tokens(source)
+        special = tokenizer.published_settings(source)
         converted = tokenizer.from_sentencepiece(source / "tokenizer.model", special, spec.markers, spec.added)
         converted.save_pretrained(folder)
         return

@@ -77,38 +77,33 @@ def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], di
     """
     from safetensors.torch import save_file
 
-    where, full, held, total = {}, {}, 0, 0  # tensor -> shard number, the shard being filled, its bytes, all bytes
+    seen, part, written = set(), {}, []  # all new names, the tensors of the shard in work, the names in each one done
 
-    def flush() -> None:
-        nonlocal full, held
-        save_file(full, folder / f"{max(where.values()):05}", {"format": "pt"})
-        full, held = {}, 0
+    def write() -> None:
+        save_file(part, folder / f"part-{len(written)}", {"format": "pt"})
+        written.append(list(part))
+        part.clear()
 
-    count = 1
     for path in files:
         log(f"reading {path.name}")
         for name, tensor in tensors(path):
             for new, value in convert(name, tensor).items():
-                if new in where:
+                if new in seen:
                     raise UserError(f"{path}: {name}: {new} comes twice")
-                where[new] = count
-                full[new] = value.clone().contiguous()  # no storage shared with the source or with another tensor
-                held += value.nbytes
-                total += value.nbytes
-            if held >= SHARD:
-                flush()
-                count += 1
-    if full:
-        flush()
-    count = max(where.values(), default=0)
-    names = {n: f"model-{n:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for n in where.values()}
-    for number, name in names.items():
-        (folder / f"{number:05}").rename(folder / name)
-    if count > 1:
-        weight_map = {tensor: names[number] for tensor, number in where.items()}
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
+                seen.add(new)
+                part[new] = value.clone().contiguous()  # no storage shared with the source or with another tensor
+            if sum(value.nbytes for value in part.values()) >= SHARD:
+                write()
+    if part:
+        write()
+
+    weight_map = {}
+    for number, names in enumerate(written):
+        shard = f"model-{number + 1:05}-of-{len(written):05}.safetensors" if len(written) > 1 else LAYOUTS[0][0]
+        (folder / f"part-{number}").rename(folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    if len(written) > 1:
+        write_json(folder / LAYOUTS[0][1], {"metadata": {}, "weight_map": weight_map})
 
 
 def size(files: list[Path]) -> int:

@@ -20,18 +20,18 @@ def load(source: Path):
     if (source / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(source)
     if (source / "tokenizer.model").is_file():
-        return from_sentencepiece(source / "tokenizer.model", special_tokens(source))
+        return from_sentencepiece(source / "tokenizer.model", published_settings(source))
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{source}: no readable tokenizer ({str(error).splitlines()[0]})") from None
 
 
-def special_tokens(source: Path) -> dict[str, str]:
-    """bos, eos, unk and pad as the folder's tokenizer_config.json names them."""
+def published_settings(source: Path) -> dict[str, str]:
+    """bos, eos, unk and pad as the folder's tokenizer_config.json names them, and its chat template."""
     path = source / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
-    named = {key: config.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    named = {key: config.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token", "chat_template")}
     return {key: token["content"] if isinstance(token, dict) else token for key, token in named.items() if token}
 
 

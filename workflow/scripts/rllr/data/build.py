@@ -13,12 +13,15 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
+import threading
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def normalise(text: str) -> str:
     text = text.casefold()
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return " ".join(re.findall(r"\w+", text))
+    return " ".join(re.findall(r"\w+", text)) or text  # emoticons and the like count as they are
 
 
 def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, dict[str, Counter]]:
@@ -86,6 +89,7 @@ def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, di
                 columns["offset"].append(spool.tell())
                 identity.append(hash64(row_id))
                 spool.write(encode([row.where, row_id, row.text, row.text2, row.label]).encode() + b"\n")
+    columns["offset"].append(spool.tell())
     spool.flush()
     rows = Rows(**{name: np.array(values) for name, values in columns.items()})
     _check_ids(np.array(identity), rows, spool.name, config)
@@ -101,14 +105,17 @@ def _check_ids(identity: np.ndarray, rows: Rows, spool: str, config: DataConfig)
     second = again.min()
     first = np.flatnonzero(identity == identity[second])[0]
     with open(spool, "rb") as file:
-        (where, _, *_), (earlier, *_) = (_row_at(file, rows.offset[i]) for i in (second, first))
+        where, earlier = (
+            json.loads(os.pread(file.fileno(), rows.offset[i + 1] - rows.offset[i], rows.offset[i]))[0]
+            for i in (second, first)
+        )
     source = list(config.specs.values())[rows.task[second]].sources["test" if rows.split[second] else "train"]
     raise UserError(f"{where}: field {source.get('id', 'id')}: the same id as {earlier}, expected a unique one")
 
 
-def _row_at(file: Any, offset: int) -> list:
-    file.seek(offset)
-    return json.loads(file.readline())
+@lru_cache(maxsize=1024)
+def uses_of(bits: int) -> frozenset[str]:
+    return frozenset(use for use, bit in USES.items() if bits & bit)
 
 
 class Builder:
@@ -116,20 +123,21 @@ class Builder:
 
     def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any):
         self.config, self.rows, self.plan, self.spool, self.annotator = config, rows, plan, spool, annotator
-        self.specs = list(config.specs.values())
+        self.names = list(config.specs)
         path = config.label_pairs["confusion"]
         self.confusion = read_confusion(path, config.tasks) if path else {}
         self.folds = getattr(annotator, "folds", 1)
 
     def read(self, chunk: np.ndarray) -> list[tuple[int, Ask]]:
         """(row number, the Ask for its own label) of each row."""
+        rows, counted = self.rows, self.plan.uses[chunk] & USES["statistics"] > 0
+        folds = np.where(counted, (rows.key[chunk] % np.uint64(self.folds)).astype(np.int64), -1)
+        columns = (chunk, rows.task[chunk], folds, rows.offset[chunk], rows.offset[chunk + 1])
         result = []
         with open(self.spool, "rb") as file:
-            for i in chunk.tolist():
-                _, row_id, text, text2, label = _row_at(file, self.rows.offset[i])
-                counted = self.plan.uses[i] & USES["statistics"]
-                fold = int(self.rows.key[i] % np.uint64(self.folds)) if counted else -1
-                result.append((i, Ask(self.specs[self.rows.task[i]].task.name, row_id, text, text2, label, fold)))
+            for i, task, fold, start, end in zip(*(column.tolist() for column in columns), strict=True):
+                _, row_id, text, text2, label = json.loads(os.pread(file.fileno(), end - start, start))
+                result.append((i, Ask(self.names[task], row_id, text, text2, label, fold)))
         return result
 
     def count(self, chunk: np.ndarray) -> Any:
@@ -141,7 +149,7 @@ class Builder:
         donors = self._donors(rows)
         asks, plans = [], []
         for i, ask in rows:
-            uses = {use for use, bit in USES.items() if self.plan.uses[i] & bit}
+            uses = uses_of(int(self.plan.uses[i]))
             wanted = self._wanted(i, ask, uses, donors.get(i))
             plans.append((i, ask, uses, wanted))
             asks.extend(wanted.values())
@@ -159,7 +167,11 @@ class Builder:
         if self.config.rationale_pairs["by"] == "judge":
             return {}
         bits = USES["rationale_pairs"] | USES["test_rationale_pairs"]
-        pairs = [(i, self.plan.donor[i]) for i, _ in rows if self.plan.uses[i] & bits and self.plan.donor[i] >= 0]
+        pairs = [
+            (i, self.plan.donor[i])
+            for i, _ in rows
+            if self.plan.uses[i] & bits and self.plan.donor[i] >= 0 and self._corruptions(i)[0] != "contentless"
+        ]
         asks = self.read(np.array([donor for _, donor in pairs], dtype=np.int64))
         return {i: ask for (i, _), (_, ask) in zip(pairs, asks, strict=True)}
 
@@ -286,16 +298,30 @@ def _mapper(builder: Builder, workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
+    with multiprocessing.get_context("fork").Pool(workers, _start_worker) as pool:
         yield pool.imap
+        pool.close()
+        pool.join()
+
+
+def _start_worker() -> None:
+    """Leave signals to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the pool stops its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _chunks(rows: np.ndarray) -> Iterable[np.ndarray]:
     return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
-def build(config: DataConfig, packages: Path, folder: Path, workers: int) -> dict[str, Any]:
-    """Write every file of FILES into `folder`.
+def build(config: DataConfig, packages: Path, folder: Path, cache: Path, workers: int) -> dict[str, Any]:
+    """Write every file of FILES into `folder`; an endpoint's answers go to `cache` unless the config names another.
 
     Returns:
         what the report needs.
@@ -312,7 +338,7 @@ def build(config: DataConfig, packages: Path, folder: Path, workers: int) -> dic
             for task, spec in config.specs.items()
         }
         plan = make_plan(config, rows, per_row)
-        annotator = make_annotator(name, settings, config.specs, folder)
+        annotator = make_annotator(name, settings, config.specs, cache)
         workers = workers if annotator.parallel else 1
         builder = Builder(config, rows, plan, str(temporary / "rows"), annotator)
         if annotator.learns:

@@ -27,7 +27,7 @@ class TaskSpec:
 
     def label_class(self, label: str) -> str:
         """The claim that stands for a label: the label itself, for a score the nearest anchor."""
-        if self.task.kind != "score" or label in self.claims:
+        if self.task.kind != "score" or label in self.claims or not self.claims:
             return label
         return min(self.claims, key=lambda anchor: abs(float(anchor) - float(label)))
 
@@ -130,6 +130,15 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
     except (LookupError, ValueError) as error:
         raise UserError(f"{where}.input: expected the fields {{text}} and {{text2}} ({error!r})") from None
     sources = {split: section[split] for split in ("train", "test") if split in section}
+    for split, source in sources.items():
+        values = source.get("values", [])
+        meant = [
+            *(values if isinstance(values, list) else values.values()),
+            *(b["label"] for b in source.get("bins", [])),
+        ]
+        for label in meant:
+            if kind == "score" or (label is not None and label not in labels):
+                raise UserError(f"{where}.{split}: values or bins say {label!r}, expected one of {', '.join(labels)}")
     pairs = {"text2" in source for source in sources.values()}
     if len(pairs) == 2:
         raise UserError(f"{where}: train and test must both name text2, or neither")

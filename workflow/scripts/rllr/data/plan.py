@@ -21,14 +21,14 @@ WITHIN = {"test_label_pairs": "test", "test_rationale_pairs": "test", "validatio
 
 @dataclass
 class Rows:
-    """The rows that passed the checks, as arrays of the same length (row order: tasks, then sources, as read)."""
+    """The rows that passed the checks, as arrays of one length (row order: tasks, then sources, as read)."""
 
     task: np.ndarray  # uint8, index into the config's tasks
     split: np.ndarray  # uint8, 0 train, 1 test
     label: np.ndarray  # int32, index of the label (of the claim, for a score)
     exact: np.ndarray  # uint64, hash of the texts
     key: np.ndarray  # uint64, hash of the normalised texts
-    offset: np.ndarray  # int64, byte where the row starts in the spool
+    offset: np.ndarray  # int64, byte where the row starts in the spool; one more: where the last row ends
 
 
 @dataclass
@@ -74,7 +74,7 @@ def make_plan(config: DataConfig, rows: Rows, pairs_per_row: dict[str, int]) -> 
         pairs_per_row: task -> label-sensitive pairs that one row gives.
 
     Raises:
-        UserError: a task has no rows left for training.
+        UserError: a task has no rows left for training, or a use none at all.
     """
     names = list(config.specs)
     uses = np.zeros(len(rows.task), np.uint16)
@@ -151,6 +151,9 @@ def _asked(config: DataConfig, plan: Plan, use: str, capacity: dict[str, int]) -
     for name, count in asked.items():
         if got[name] < count:
             log(f"rows.{use}: {count} asked of task {name}, which has {got[name]}")
+    if any(asked.values()) and not any(got.values()):
+        others = ", ".join(config.avoid.get(use, ())) or "other uses"
+        raise UserError(f"rows.{use}: no rows are left for it; give fewer to {others}, or see `avoid`")
     return got
 
 

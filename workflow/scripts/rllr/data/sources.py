@@ -6,6 +6,7 @@ import glob
 import io
 import json
 import math
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -69,6 +70,8 @@ def _text(value: Any, where: str, column: str | None) -> str:
             raise UserError(f"{where}: field {column}: found {len(value)} characters, expected at most {MAX_CHARS}")
         if "\0" in value:
             raise UserError(f"{where}: field {column}: found a NUL character, expected text")
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            raise UserError(f"{where}: field {column}: found half of a surrogate pair, expected Unicode text")
         return value.strip()
     if value is None:
         return ""  # counted with the empty texts

@@ -117,7 +117,9 @@ class Backbone:
         result = set_peft_model_state_dict(self.model, state, adapter_name=role)
         missing = [key for key in result.missing_keys if f".{role}." in key]
         if missing or result.unexpected_keys:
-            raise UserError(f"{folder}: does not fit the backbone: missing {missing}, left over {result.unexpected_keys}")
+            raise UserError(
+                f"{folder}: does not fit the backbone: missing {missing}, left over {result.unexpected_keys}"
+            )
         self.heads[role] = models.Fp32Head(hidden, 1, bias=False)
         self.heads[role].weight.data.copy_(score)
 

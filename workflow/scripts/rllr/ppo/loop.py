@@ -114,9 +114,7 @@ class Trainer:
             )
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.parameters = list(self.backbone.trained().values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         # fp16 gradients underflow without loss scaling; a no-op in bf16 and fp32.
         self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=self.backbone.kind == torch.float16)
 
@@ -200,7 +198,9 @@ class Trainer:
         rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
         advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
         batch = Batch(rollout, texts, mask, old, values, whiten(advantages, mask), advantages + values)
-        kl, n = ranks.total(torch.stack([((old - reference) * mask).sum(), mask.new_tensor(len(mask), dtype=torch.float)]))
+        kl, n = ranks.total(
+            torch.stack([((old - reference) * mask).sum(), mask.new_tensor(len(mask), dtype=torch.float)])
+        )
         return batch, {"kl": (kl / n).item(), "beta": self.kl.beta, "samples": int(n)}
 
     # 4. optimise
@@ -236,8 +236,7 @@ class Trainer:
             sequences = self.sequences(batch.rollout, micro)
             width = sequences.mask.shape[1]
             mask, old, values, advantages, returns = (
-                part[micro, :width]
-                for part in (batch.mask, batch.old, batch.values, batch.advantages, batch.returns)
+                part[micro, :width] for part in (batch.mask, batch.old, batch.values, batch.advantages, batch.returns)
             )
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             policy, ratio, clipped = policy_loss(logprobs, old, advantages, mask, config.clip)
@@ -343,10 +342,11 @@ class Trainer:
                 metrics["capped_share"] = sum(v > capped for v in labels) / len(labels)
         else:
             metrics["reward"] = metrics["rationale_reward"]
+        everywhere = [torch.tensor(ranks.gather(part[batch.mask].tolist())) for part in (batch.values, batch.returns)]
         seconds = sum(clock.seconds.values())
         return {
             **metrics,
-            "explained_variance": explained_variance(batch.values, batch.returns, batch.mask),
+            "explained_variance": explained_variance(*everywhere),
             "samples_per_second": len(per_response) / seconds,
             **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
             "peak_memory_gib": peak_memory(),

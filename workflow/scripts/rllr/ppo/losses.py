@@ -36,8 +36,8 @@ def value_loss(
     return 0.5 * (errors * mask).sum()
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over response tokens; NaN when the returns do not vary."""
-    kept, predicted = returns[mask].double(), values[mask].double()
-    variance = kept.var(unbiased=False).item()
-    return float("nan") if variance == 0 else 1 - (kept - predicted).var(unbiased=False).item() / variance
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+    """1 - Var(returns - values) / Var(returns) over response tokens, both (N,); None when the returns do not vary."""
+    values, returns = values.double(), returns.double()
+    variance = returns.var(unbiased=False).item()
+    return 1 - (returns - values).var(unbiased=False).item() / variance if variance else None

@@ -8,6 +8,7 @@ The interface is two functions of an object:
 `parallel` says whether `write` may run in forked worker processes.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -23,8 +24,8 @@ class Ask(NamedTuple):
     variant: int = 0  # a second rationale for the same row and label has another number
 
 
-def make_annotator(name: str, settings: dict, specs: dict, folder):
-    """The annotator a data config names. `folder` is where it may keep a cache."""
+def make_annotator(name: str, settings: dict, specs: dict, cache: Path):
+    """The annotator a data config names. `cache` is a file in which it may keep what it paid for."""
     match name:
         case "cue":
             from rllr.data.annotators.cue import CueAnnotator
@@ -33,7 +34,7 @@ def make_annotator(name: str, settings: dict, specs: dict, folder):
         case "endpoint":
             from rllr.data.annotators.endpoint import EndpointAnnotator
 
-            return EndpointAnnotator(specs, settings, folder)
+            return EndpointAnnotator(specs, {"cache": str(cache), **settings})
         case "file":
             from rllr.data.annotators.file import FileAnnotator
 

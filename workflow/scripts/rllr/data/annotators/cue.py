@@ -18,7 +18,7 @@ from rllr.data.annotators import Ask
 from rllr.data.config import TaskSpec
 
 FOLDS = 5
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)+|[^\W\d_]{2,}")  # at least two characters
+WORD = re.compile(r"[^\W\d_]{2,}(?:['\u2019][^\W\d_]+)*|[^\W\d_](?:['\u2019][^\W\d_]+)+")  # not single letters
 SHARED = ("almost no words", "few words", "some words", "most words", "almost all words")
 SMOOTHING = 0.5
 
@@ -86,7 +86,7 @@ class CueAnnotator:
         specs: dict[str, TaskSpec],
         cited: int = 2,
         min_count: int = 2,
-        max_share: float = 0.1,
+        max_share: float = 0.3,
         folds: int = FOLDS,
     ):
         self.specs, self.cited, self.min_count, self.max_share, self.folds = specs, cited, min_count, max_share, folds
@@ -159,19 +159,19 @@ class CueAnnotator:
         return table
 
     def write(self, asks: list[Ask]) -> list[str]:
-        rationales, last, known = [], None, ([], [])
+        rationales, last, known, scores = [], None, [], []
         for ask in asks:
             spec = self.specs[ask.task]
-            if last != (ask.task, ask.id):
+            if last != (ask.task, ask.id):  # the asks of a row stand together
                 last, index = (ask.task, ask.id), self.index[ask.task]
-                found = [(cue, index[cue]) for cue in cues(ask.text, ask.text2, spec.pair) if cue in index]
-                known = [cue for cue, _ in found], [row for _, row in found]
+                known = [cue for cue in cues(ask.text, ask.text2, spec.pair) if cue in index]
+                scores = self.table[ask.task][ask.fold, [index[cue] for cue in known]].T.tolist()  # [classes][known]
             anchor = spec.label_class(ask.label)
-            scores = self.table[ask.task][ask.fold, known[1], self.classes[ask.task][anchor]].tolist()
-            best = sorted(zip(scores, known[0], strict=True), key=lambda item: -item[0])
+            of_class = scores[self.classes[ask.task][anchor]]
+            best = sorted(range(len(known)), key=of_class.__getitem__, reverse=True)
             # A second variant cites the next best cues.
-            start = ask.variant * self.cited
-            cited = [cue for score, cue in best[start : start + self.cited] if score > -np.inf]
+            best = best[ask.variant * self.cited : (ask.variant + 1) * self.cited]
+            cited = [known[i] for i in best if of_class[i] > -np.inf]
             rationales.append(sentence(cited, spec.claims[anchor], spec.pair))
         return rationales
 

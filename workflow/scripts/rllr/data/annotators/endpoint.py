@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rllr.cli import UserError, log
@@ -30,6 +29,7 @@ class Settings:
     base_url: str
     model: str
     prompt: str
+    cache: str  # SQLite file
     system: str | None = None
     judge_prompt: str | None = None
     key_from: str = "OPENAI_API_KEY"
@@ -41,7 +41,6 @@ class Settings:
     attempts: int = 3
     max_requests: int | None = None
     max_total_tokens: int | None = None
-    cache: str | None = None
 
 
 def mentioned(text: str, task: Task) -> set[str]:
@@ -71,7 +70,7 @@ class EndpointAnnotator:
     learns = False
     parallel = False  # it waits for a server; threads do
 
-    def __init__(self, specs: dict[str, TaskSpec], settings: dict, folder: Path):
+    def __init__(self, specs: dict[str, TaskSpec], settings: dict):
         import openai
 
         self.specs, self.settings = specs, Settings(**settings)
@@ -89,12 +88,13 @@ class EndpointAnnotator:
         )
         self.lock = threading.Lock()
         self.counts: Counter = Counter()
-        path = self.settings.cache or folder.parent / "cache.sqlite"
-        self.cache = sqlite3.connect(path, check_same_thread=False)
         try:
+            self.cache = sqlite3.connect(self.settings.cache, check_same_thread=False)
             self.cache.execute("create table if not exists answers (key text primary key, answer text)")
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path}: not a cache of answers ({error}); delete it or name another") from None
+            raise UserError(
+                f"{self.settings.cache}: not a cache of answers ({error}); delete it or name another"
+            ) from None
 
     def write(self, asks: list[Ask]) -> list[str | None]:
         return self._map(self._rationale, asks, "rationales")

@@ -1,0 +1,54 @@
+"""One process of the test of two: an iteration on stored rollouts; process 0 saves the result.
+
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python tests/unit/ppo_rank.py state.pt result.pt
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2] / "workflow" / "scripts"), str(HERE.parent)]
+
+from rllr import ranks  # noqa: E402
+from rllr.ppo.loop import Trainer  # noqa: E402
+from rllr.ppo.rollout import Rollout  # noqa: E402
+from rllr.tasks import Task  # noqa: E402
+
+
+def iteration(trainer: Trainer, stored: dict) -> dict:
+    """Score, advantages and one update on this process's share of a stored rollout."""
+    share = slice(ranks.rank(), None, ranks.world())
+    rollout = Rollout(*(stored[part][share] for part in ("rows", "prompts", "responses", "logprobs", "entropies")))
+    texts, _raw, scores = trainer.score(rollout)
+    batch, metrics = trainer.advantages(rollout, texts, scores)
+    metrics |= trainer.optimise(batch)
+    return {
+        "metrics": metrics,
+        "parameters": {name: p.detach().clone() for name, p in trainer.backbone.trained().items()},
+        "moments": vars(trainer.moments),
+    }
+
+
+def main() -> None:
+    from transformers import AutoTokenizer
+
+    from test_ppo_engine import make_trainer
+
+    stored = torch.load(sys.argv[1], weights_only=True)
+    ranks.start()
+    tasks = {"movie_reviews": Task("movie_reviews", "label", ("negative", "positive"))}
+    folders = {role: Path(path) for role, path in stored["rewards"].items()}
+    trainer = make_trainer(
+        Path(stored["merged"]), folders, AutoTokenizer.from_pretrained(stored["merged"]), tasks, policy_std=0.3
+    )
+    result = iteration(trainer, stored)
+    if ranks.rank() == 0:
+        torch.save(result, sys.argv[2])
+    ranks.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

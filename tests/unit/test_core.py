@@ -1,0 +1,340 @@
+"""Files, checkpoints, config, token ids and reward-model loss: each against its promise."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rllr import checkpoints
+from rllr.cli import UserError, machine_fault
+from rllr.config import load_stage, load_yaml, merge, stage_config, typed
+from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_json
+from rllr.reward import pair_metrics, pairwise_loss, response_scores
+from rllr.rows import read_pairs, read_prompts, read_responses
+from rllr.tokens import Encoder
+from rllr.training import TrainingConfig, accumulation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# Files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write("new")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "folder") as folder:
+        (folder / "part").write_text("x")
+        raise RuntimeError
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_stage_folder_has_one_program_at_a_time(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from rllr.files import stage_lock\n"
+        "stage_lock(sys.argv[2]).__enter__()"
+    )
+    with stage_lock(tmp_path):
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(ROOT / "workflow/scripts"), str(tmp_path)], capture_output=True, text=True
+        )
+    assert "another program is working in this folder" in other.stderr
+    with stage_lock(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_told_in_one_line():
+    error = OSError(28, "No space left on device")
+    error.filename = "x/adapter"
+    wrapped = RuntimeError("could not write")
+    wrapped.__cause__ = error
+    assert machine_fault(wrapped).startswith("x/adapter: no space left")
+    assert machine_fault(ValueError("else")) is None
+
+
+# Checkpoints
+
+
+def make_checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(bytes(range(100)) * step)
+    checkpoints.seal(checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "unsealed", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys, fault):
+    good, bad = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    weights = bad / "weights"
+    if fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif fault == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[50] ^= 1
+        weights.write_bytes(data)
+    elif fault == "missing":
+        weights.unlink()
+    elif fault == "unsealed":
+        (bad / checkpoints.MANIFEST).unlink()
+    else:
+        (bad / checkpoints.MANIFEST).write_text("{")
+    assert checkpoints.latest(tmp_path) == good
+    assert "checkpoint-10: not used" in capsys.readouterr().err
+
+
+def test_another_fingerprint_starts_afresh(tmp_path):
+    checkpoints.prepare(tmp_path / "c", "one")
+    make_checkpoint(tmp_path / "c", 5)
+    checkpoints.prepare(tmp_path / "c", "one")
+    assert checkpoints.latest(tmp_path / "c") is not None
+    checkpoints.prepare(tmp_path / "c", "two")
+    assert checkpoints.latest(tmp_path / "c") is None
+
+
+def test_the_fingerprint_sees_config_inputs_and_settings_but_no_times(tmp_path):
+    (tmp_path / "in").write_text("a")
+    first = checkpoints.fingerprint([tmp_path / "in"], tau=1.0)
+    shutil.copy(tmp_path / "in", tmp_path / "in2")
+    (tmp_path / "in").touch()
+    assert checkpoints.fingerprint([tmp_path / "in"], tau=1.0) == first
+    assert checkpoints.fingerprint([tmp_path / "in"], tau=2.0) != first
+    (tmp_path / "in").write_text("b")
+    assert checkpoints.fingerprint([tmp_path / "in"], tau=1.0) != first
+
+
+def test_only_the_newest_two_checkpoints_stay(tmp_path):
+    for step in (5, 10, 15, 100):
+        make_checkpoint(tmp_path, step)
+    checkpoints.rotate(tmp_path)
+    assert [p.name for p in checkpoints.by_age(tmp_path)] == ["checkpoint-100", "checkpoint-15"]
+
+
+# Config
+
+
+def test_merge_and_typed():
+    assert merge({"a": {"b": 1, "c": 2}, "l": [1]}, {"a": {"b": 3}}, {"l": [2]}) == {"a": {"b": 3, "c": 2}, "l": [2]}
+    assert typed({"a": {"b": "1e-5", "c": "yes it is", "d": ["2"]}}) == {"a": {"b": 1e-5, "c": "yes it is", "d": [2]}}
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(UserError, match="given twice"):
+        load_yaml(tmp_path / "x.yaml")
+
+
+def test_every_model_resolves_every_stage():
+    from rllr.config import SECTIONS
+    from rllr.ppo.loop import PPOConfig
+
+    defaults = load_yaml(ROOT / "config/stages.yaml")
+    for path in sorted((ROOT / "config/models").glob("*.yaml")):
+        for stage in SECTIONS:
+            resolved = {"model": path.stem, **stage_config(defaults, load_yaml(path), stage, 1, str(path))}
+            if SECTIONS[stage] in ("sft", "reward"):
+                assert set(resolved) == set(TrainingConfig.__dataclass_fields__)
+            elif SECTIONS[stage] == "ppo":
+                assert set(resolved) == set(PPOConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"extra": 1}, "unknown key extra"), ({"seed": None}, "seed: expected int"), ({"seed": ...}, "missing key seed")],
+)
+def test_a_stage_config_is_checked(tmp_path, change, expected):
+    defaults = load_yaml(ROOT / "config/stages.yaml")
+    values = {
+        "model": "tiny",
+        **stage_config(defaults, load_yaml(ROOT / "config/models/tiny.yaml"), "sft", 1, "x"),
+        **change,
+    }
+    values = {k: v for k, v in values.items() if v is not ...}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=expected):
+        load_stage(TrainingConfig, tmp_path / "config.yaml")
+
+
+def test_uneven_batches_are_refused():
+    assert accumulation(32, 4, 2) == 4
+    with pytest.raises(UserError, match="not a multiple"):
+        accumulation(32, 5, 1)
+
+
+def test_the_configuration_page_is_made_from_the_schemas():
+    made = subprocess.run([sys.executable, ROOT / "workflow/schemas/document.py"], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == (ROOT / "config/README.md").read_text()
+
+
+def test_conda_and_pip_have_the_same_pins():
+    def pins(lines):
+        return {line.split("#")[0].strip() for line in lines if "==" in line.split("#")[0]}
+
+    conda = load_yaml(ROOT / "environment.yml")["dependencies"]
+    pip = next(d["pip"] for d in conda if isinstance(d, dict))
+    assert pins(pip) == pins((ROOT / "requirements.txt").read_text().splitlines())
+
+
+def test_every_program_has_help_without_heavy_imports():
+    for path in sorted((ROOT / "workflow/scripts").glob("*.py")):
+        code = (
+            f"import sys, runpy; sys.argv = [{str(path)!r}, '--help']; sys.path.insert(0, {str(path.parent)!r})\n"
+            f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+            "except SystemExit as end: assert not end.code\n"
+            "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'sklearn', 'datasets'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, f"{path.name}: {done.stderr}"
+        assert f"python workflow/scripts/{path.name}" in done.stdout, f"{path.name}: no runnable example in its help"
+
+
+# Rows
+
+ROW = {"id": "a-1", "task": "movie_reviews", "instruction": "Which?", "input": "Fine."}
+BAD_ROWS = [
+    (read_prompts, {}, "field label is missing"),
+    (read_prompts, {"label": "great"}, "'great' is not a label of task movie_reviews; expected negative, positive"),
+    (read_prompts, {"label": "positive", "task": "stars"}, "unknown task 'stars'"),
+    (read_prompts, {"label": "positive", "instruction": 3}, "field instruction: expected text, found 3"),
+    (read_responses, {}, "field output: expected a response text"),
+    (read_responses, {"output": "It is good."}, "no label of task movie_reviews can be read"),
+    (read_pairs, {"output": "Label: positive"}, r"expected \[chosen, rejected\]"),
+    (read_pairs, {"output": ["Label: positive", "a\nLabel: positive"]}, "needs two different labels, found 'positive'"),
+    (read_pairs, {"output": ["Label: positive", "no"]}, "can be read from the rejected side"),
+]
+
+
+@pytest.mark.parametrize(("reader", "change", "expected"), BAD_ROWS)
+def test_a_bad_row_is_named(tmp_path, demo_tasks, reader, change, expected):
+    good = {**ROW, "label": "positive", "output": "Label: positive"}
+    if reader is read_pairs:
+        good["output"] = ["Label: positive", "Label: negative"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(good) + "\n" + json.dumps({**ROW, **change}) + "\n")
+    extra = {read_pairs: (True,), read_prompts: (True,)}.get(reader, ())
+    with pytest.raises(UserError, match=expected) as error:
+        reader(path, demo_tasks, *extra)
+    assert str(error.value).startswith(f"{path} line 2: ") and "\n" not in str(error.value)
+
+
+def test_rationale_sensitive_pairs_need_one_label(tmp_path, demo_tasks):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**ROW, "output": ["Label: positive", "Label: negative"]}))
+    with pytest.raises(UserError, match="needs one label"):
+        read_pairs(path, demo_tasks, False)
+    assert len(read_pairs(path, demo_tasks, False, strict=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: expected a JSON object")]
+)
+def test_a_bad_file_is_named(tmp_path, demo_tasks, text, expected):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read_prompts(tmp_path / "rows.jsonl", demo_tasks)
+    with pytest.raises(UserError, match="no such file"):
+        list(read_jsonl(tmp_path / "none.jsonl"))
+
+
+# Tokens
+
+
+def test_a_long_row_loses_input_text_only(tokenizer):
+    row = {"id": "r", "instruction": "Say which.", "input": "word " * 100}
+    encoder = Encoder(tokenizer, cutoff=120)
+    response = encoder.response("Label: positive")
+    prompt = encoder.prompt(row, room=len(response))
+    text = tokenizer.decode(prompt)
+    assert len(prompt) + len(response) <= 120 and encoder.rows_cut == 1
+    assert text.startswith("<|im_start|>user\nSay which.\nword ") and text.endswith(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert response[-1] == tokenizer.eos_token_id
+    short = encoder.prompt({**row, "input": "word"}, room=len(response))
+    assert tokenizer.decode(short).count("word") == 1 and encoder.rows_cut == 1
+
+
+def test_template_and_response_beyond_the_cutoff_are_an_error(tokenizer):
+    with pytest.raises(
+        UserError, match=r"row r: template, instruction and response alone need \d+ tokens, the cutoff is 40"
+    ):
+        Encoder(tokenizer, cutoff=40).prompt({"id": "r", "instruction": "Say which.", "input": "x"}, room=20)
+
+
+# Reward models
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_pairwise_loss_equals_a_plain_loop(data):
+    pairs = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        prefix = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+        sides = [[*prefix, first, *data.draw(st.lists(st.integers(1, 5), max_size=4))] for first in (6, 7)]
+        pairs.append(sides)
+    width = max(len(side) for sides in pairs for side in sides)
+    ids = [torch.tensor([sides[k] + [0] * (width - len(sides[k])) for sides in pairs]) for k in (0, 1)]
+    scores = [
+        torch.randn(len(pairs), width, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
+    ]
+    found = pairwise_loss(*scores, *ids, pad=0)
+    for i, (chosen, rejected) in enumerate(pairs):
+        start = next(t for t in range(width) if chosen[t] != rejected[t])
+        end = max(len(chosen), len(rejected))
+        losses = []
+        for t in range(start, end):
+            c, r = scores[0][i, min(t, len(chosen) - 1)].item(), scores[1][i, min(t, len(rejected) - 1)].item()
+            losses.append(math.log1p(math.exp(-(c - r))))
+        assert found[i].item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+
+
+def test_the_score_stands_at_the_last_real_token_on_either_side():
+    scores = torch.arange(10.0).view(2, 5)
+    assert response_scores(scores, torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])).tolist() == [2.0, 9.0]
+
+
+def test_pair_metrics():
+    rows = [{"task": "a"}, {"task": "a"}, {"task": "b"}]
+    found = pair_metrics(rows, torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0]))
+    assert found["pair_accuracy"] == pytest.approx(0.5) and found["n"] == 3
+    assert found["tasks"]["a"] == {"pair_accuracy": 0.5, "mean_margin": 0.0, "n": 2}
+    assert found["tasks"]["b"]["pair_accuracy"] == 0.5
+
+
+# The method
+
+
+def test_tau_comes_from_the_config_or_from_the_validation_slice(tmp_path):
+    from ppo import threshold
+
+    (tmp_path / "rm_rllr").mkdir()
+    assert threshold("rllr", "auto", tmp_path) == (None, "not used")
+    assert threshold("rllr_mix", 3.5, tmp_path) == (3.5, "config")
+    write_json(tmp_path / "rm_rllr/metrics.json", {"chosen_median_validation": 1.25})
+    assert threshold("rllr_mix", "auto", tmp_path)[0] == 1.25
+    write_json(tmp_path / "rm_rllr/metrics.json", {})
+    with pytest.raises(UserError, match="give a number"):
+        threshold("rllr_mix", "auto", tmp_path)
+    with pytest.raises(UserError, match="give a number"):
+        threshold("rlvr_mix", "auto", tmp_path)
+
+
+def test_no_file_of_the_project_names_a_registry_or_a_machine():
+    pattern = re.compile(r"https?://(?:pypi|files\.pythonhosted|deb\.debian)")
+    for path in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines():
+        if (ROOT / path).suffix in (".py", ".smk", ".yaml", ".md", ".txt") and (ROOT / path).is_file():
+            assert not pattern.search((ROOT / path).read_text(encoding="utf-8")), path

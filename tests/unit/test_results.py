@@ -1,0 +1,275 @@
+"""What people read after a run: summary, page, figures, reward quality; and what they use: predict, score, export."""
+
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import report
+import reward_quality
+import score
+import summary
+from rllr import html
+from rllr.files import write_json, write_jsonl
+from rllr.metrics import method_metrics
+from rllr.summary import config_differences, markdown, spread, table, tables, tsv
+from rllr.tasks import Task, dump_tasks
+
+PROGRAMS = Path(report.__file__).parent
+TASKS = {
+    "reviews": Task("reviews", "label", ("positive", "negative")),
+    "similarity": Task("similarity", "score", (), 0.0, 5.0, "pearson"),
+}
+EVIL = "<script>alert('x')</script> & \"more\""
+
+
+def predictions(right: float, seed: int, n: int = 200) -> list[dict]:
+    """Lines of predictions.jsonl with this share of right labels."""
+    generator, lines = np.random.default_rng(seed), []
+    for i in range(n):
+        gold = ("positive", "negative")[i % 2]
+        said = gold if generator.random() < right else ("negative", "positive")[i % 2]
+        said = None if i == 7 else said
+        lines.append(
+            {"id": f"r{i}", "task": "reviews", "label": gold, "prediction": said, "answer": f"{EVIL}\nLabel: {said}"}
+        )
+    return lines
+
+
+def write_run(folder: Path, shares: dict[str, float], seed: int = 0) -> Path:
+    """A results folder of the model m: what metrics.py and predict.py write for each method."""
+    for number, (method, right) in enumerate(shares.items()):
+        lines, tasks = predictions(right, 10 * seed + number), {"reviews": TASKS["reviews"]}
+        write_jsonl(folder / "m" / method / "predictions.jsonl", lines)
+        names = {"model": "m", "method": method, "data": "small"}
+        write_json(folder / "m" / method / "metrics.json", {**names, **method_metrics(lines, tasks)})
+        used = {"config": None, "base": None, "adapter": None, "reward": None}
+        write_json(folder / "m" / method / "model.json", {**used, "tasks": dump_tasks(tasks), "instructions": {}})
+        (folder / "m" / method / "config.yaml").write_text(f"seed: {seed}\nlearning_rate: 1.0e-4\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("results"), {"sft_wrat": 0.6, "rlhf": 0.62, "rllr": 0.9})
+
+
+def test_the_table_says_how_much_better_and_calls_noise_noise(run):
+    rows = table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])
+    text = markdown(tables(rows))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert lines["method"] == "| method | reviews | mean | vs sft_wrat | vs rlhf | unparsed |"
+    assert "noise" in lines["rlhf"] and "noise" not in lines["rllr"] and lines["sft_wrat"].count("–") == 1
+    assert f"{100 * rows[2]['score']:.1f}" in lines["rllr"] and "p " in lines["rllr"]
+    assert "200 test rows of small" in text and "points or more from noise" in text
+    head, *body = [line.split("\t") for line in tsv({"": rows}).splitlines()]
+    assert head[:6] == ["model", "method", "n", "unparsed", "reviews", "mean"] and len(body) == 3
+    assert all(len(line) == len(head) for line in body) and body[2][:4] == ["m", "rllr", "200", "1"]
+
+
+def test_several_runs_give_means_spread_and_what_differs(tmp_path):
+    runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2, 3)]
+    (tmp_path / "run3/m/rllr/metrics.json").unlink()  # not finished yet
+    files = summary.several(runs, ["m"], ["sft_wrat", "rllr"])
+    scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
+    line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
+    assert line.startswith(f"| sft_wrat | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
+    line = next(line for line in files["summary.md"].splitlines() if line.startswith("| rllr"))
+    assert line.startswith("| rllr | 2 |") and "rows [" in line and "runs [" in line
+    assert len(files["summary.tsv"].splitlines()) == 6
+    assert config_differences(runs, ["m"]) == [["m", "rllr, sft_wrat", "seed", "1", "2", "3"]]
+
+
+def test_one_run_among_several_has_no_spread(run):
+    (found,) = spread([table(run, ["m"], ["sft_wrat", "rllr"])])
+    assert found.lines[1][2][1] == "" and "runs [" not in found.lines[1][-1][1]
+
+
+def test_text_in_html_is_escaped_everywhere():
+    assert "<script>" not in html.table([EVIL], [[EVIL], [(EVIL, EVIL)]], EVIL)
+    assert "<script>" not in html.page(EVIL, "")
+
+
+class Checker(HTMLParser):
+    """Collects tags and fails on what is never closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_self_contained(run, tmp_path):
+    from rllr import plots
+
+    reward, data = run / "m" / "rm_rllr", tmp_path / "small"
+    rows = [
+        {"id": f"r{i}", "task": "reviews", "instruction": "?", "input": EVIL, "label": "positive"} for i in range(200)
+    ]
+    write_jsonl(data / "test.jsonl", rows)
+    write_json(data / "tasks.json", dump_tasks({"reviews": TASKS["reviews"]}))
+    write_json(tmp_path / "base/origin.json", {"id": EVIL, "parameters": 10**8, "licence": "MIT"})
+    pairs = {"pair_accuracy": 0.8, "mean_margin": -0.001, "n": 10}
+    write_json(reward / "metrics.json", {**pairs, "tasks": {"reviews": pairs}})
+    quality = {"sft_wrat": reward_quality.statistics(samples(40))}
+    write_json(reward / "quality.json", {"policies": quality})
+    plots.reliability(quality, "x", reward / "reliability.svg")
+    scores = [{"set": s, "task": "reviews", "chosen": 0.5, "rejected": 0.1} for s in ("label_sensitive", "validation")]
+    plots.pairs(scores, "x", reward / "pairs.svg")
+    log = [{"iteration": i, "loss": 1 / i, "learning_rate": 0.1, "validation_accuracy": 0.5} for i in (1, 2, 3)]
+    plots.curves(log, "x", run / "m/rllr/curves.svg")
+    for method in ("sft_wrat", "rllr"):
+        lines = predictions(0.5, 0, 20)
+        plots.confusion(lines, {"reviews": TASKS["reviews"]}, "x", run / "m" / method / "confusion.svg")
+    out = tmp_path / "report.html"
+    subprocess.run(
+        [sys.executable, str(PROGRAMS / "report.py"), "--results", run, "--models", "m",
+         "--methods", "sft_wrat", "rllr", "--reward-models", "rm_rllr", "--stages", "rllr", "--data", data,
+         "--bases", tmp_path / "base", "--out", out],
+        check=True,
+    )  # fmt: skip
+    page = out.read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open and "<script" not in page
+    links = [value for tag, attributes in checker.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links) and len(links) >= 6
+    for heading in ("Summary", "Won:", "Lost:", "Unparsed:", "Reward models", "Training", "Configuration"):
+        assert heading in page, heading
+
+
+def test_numbers_are_counted_in_a_confusion_matrix_by_rounding(tmp_path):
+    from rllr import plots
+
+    lines = [{"task": "similarity", "label": "4.6", "prediction": p} for p in ("0.2", None, "4.8")]
+    plots.confusion(lines, TASKS, "x", tmp_path / "x.svg")
+    first = (tmp_path / "x.svg").read_bytes()
+    plots.confusion(lines, TASKS, "x", tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").read_bytes() == first  # the same data give the same file
+
+
+def samples(n: int, seed: int = 0) -> list[dict]:
+    """Samples whose reward tends to be higher where they are right; four a prompt."""
+    generator, rows = np.random.default_rng(seed), []
+    for i in range(n):
+        right = bool(generator.random() < 0.6)
+        reward = round(float(right + generator.normal()), 1)  # rounded: there are ties
+        rows.append({"id": f"p{i // 4}", "task": f"t{i // 4 % 2}", "correct": right, "reward": reward})
+    return rows
+
+
+def test_reward_quality_is_scikit_learns_auc_and_scipys_rank_correlation():
+    from scipy.stats import spearmanr
+
+    rows = samples(200)
+    found = reward_quality.statistics(rows)
+    correct, rewards = [r["correct"] for r in rows], [r["reward"] for r in rows]
+    assert found["auc"] == pytest.approx(roc_auc_score(correct, rewards))
+    assert found["spearman"] == pytest.approx(spearmanr(rewards, correct).statistic)
+    wins = [
+        (a["reward"] > b["reward"]) + 0.5 * (a["reward"] == b["reward"])
+        for a in rows for b in rows if a["id"] == b["id"] and a["correct"] and not b["correct"]
+    ]  # fmt: skip
+    assert found["auc_same_prompt"] == pytest.approx(np.mean(wins))
+    assert [f["n"] for f in found["quintiles"]] == [40] * 5
+    assert np.mean([f["accuracy"] for f in found["quintiles"]]) == pytest.approx(found["accuracy"])
+    assert found["quintiles"][4]["accuracy"] > found["quintiles"][0]["accuracy"]
+
+
+def test_reward_quality_without_a_right_answer_says_nothing():
+    found = reward_quality.statistics([{**row, "correct": False} for row in samples(8)])
+    assert found["auc"] is found["auc_same_prompt"] is found["spearman"] is None
+
+
+def test_samples_depend_on_row_and_place_alone():
+    from rllr.sampling import uniforms
+
+    both, one = uniforms(1, ["a", "b"], 2, 5), uniforms(1, ["b"], 2, 5)
+    assert (both[2:] == one).all() and len({tuple(row.tolist()) for row in both}) == 4
+    assert (uniforms(1, ["a"], 1, 5) == both[:1]).all()
+
+
+def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folders, tokenizer):
+    import torch
+
+    from predict import Predictor
+    from rllr import sampling
+    from rllr.predicting import PredictConfig
+
+    config = PredictConfig("m", "predict", 1, "fp32", 4, 6, 200, 3)
+    rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
+    predictor = Predictor(config, merged, None, reward_folders["rm_rllr"])
+    found = {}
+    for indices, texts in predictor.answers(rows):
+        found.update(zip(indices, texts, strict=True))
+    for i, row in enumerate(rows):  # one row at a time, all samples scored
+        prompt = [predictor.encoder.prompt(row, room=6)]
+        (drawn,) = sampling.sample(predictor.model, predictor.tokenizer, prompt, [row["id"]], 3, config, torch.float32)
+        assert len({tuple(d) for d in drawn}) > 1
+        values = sampling.scores(predictor.reward, predictor.tokenizer, prompt * 3, drawn, 1, torch.float32)
+        assert found[i] == predictor.tokenizer.decode(drawn[int(np.argmax(values))], skip_special_tokens=True)
+
+
+def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
+    """Loaded through PEFT here, on a shared backbone there."""
+    import torch
+
+    from rllr import models, sampling
+    from rllr.ppo.backbone import Backbone, Sequences
+
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
+    backbone = Backbone(merged, lora, reward_folders, "rm_rllr", torch.float32, False)
+    tokenizer = models.load_tokenizer(merged)
+    prompt, response = tokenizer("a prompt")["input_ids"], tokenizer(" and an answer")["input_ids"]
+    reward = sampling.load_reward(merged, reward_folders["rm_rllr"], torch.float32)
+    (ours,) = sampling.scores(reward, tokenizer, [prompt], [response], 1, torch.float32)
+    batch = Sequences.build([prompt], [response], tokenizer.pad_token_id, models.device())
+    assert ours == pytest.approx(backbone.scores("rm_rllr", batch).item(), abs=1e-5)
+
+
+def test_responses_are_joined_to_their_prompts_by_id():
+    data = {"a": {"id": "a", "instruction": "i", "input": "x"}}
+    own = {"instruction": "j", "input": "", "answer": "n"}
+    found = score.joined([(1, {"id": "a", "answer": "m", "label": "l"}), (2, own)], data, "file")
+    assert [(row["instruction"], row["answer"]) for row in found] == [("i", "m"), ("j", "n")]
+    with pytest.raises(score.UserError, match=r"file line 3: no instruction and no input"):
+        score.joined([(3, {"id": "b", "answer": "m"})], data, "file")
+    with pytest.raises(score.UserError, match=r"file line 4: field answer: expected text, found None"):
+        score.joined([(4, {"id": "a"})], data, "file")
+
+
+def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
+    import predict
+    from rllr.predicting import describe
+
+    values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "batch_size": 2, "max_new_tokens": 4,
+              "cutoff": 200, "best_of": 2}  # fmt: skip
+    write_json(tmp_path / "config.yaml", values)  # JSON is YAML
+    paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}
+    prompts = [{"task": "reviews", "instruction": "Good?"}]
+    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts)
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("short\n\na much longer text\nmiddling\n"))
+    predict.main()
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in found] == ["short", "a much longer text", "middling"]
+    assert all(row["task"] == "reviews" and isinstance(row["answer"], str) for row in found)
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
+    with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
+        predict.main()
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path), "--task", "reviews"])
+    with pytest.raises(predict.UserError, match=r"no model\.json; first run"):
+        predict.main()

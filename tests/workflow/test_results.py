@@ -1,0 +1,94 @@
+"""The default target: summary, page and figures; the model to take away and the programs that use a finished run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "rlhf", "rllr_mix"]
+CONFIG = ["--config", "models=[tiny]", f"methods=[{','.join(METHODS)}]"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def everything(finished, tmp_path_factory):
+    """The finished run, taken to `rule all` and to a standalone model."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("all") / "run"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    run = type(finished)(finished.project, folder)
+    run("all", "results/tiny/rllr_mix/model", *CONFIG)
+    return run
+
+
+def program(run, name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(run.project / "workflow/scripts" / name), *map(str, arguments)]
+    return subprocess.run(command, cwd=run.folder, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_default_target_makes_all_results_and_nothing_twice(everything):
+    results = everything.folder / "results"
+    page, table = (results / "report.html").read_text(), (results / "summary.md").read_text()
+    for method in METHODS:
+        assert f"| {method} |" in table and f"<h4>{method}</h4>" in page
+    assert page.count("<figure>") == len(METHODS) + 2 * 2 + 6  # confusion, both figures of both reward models, curves
+    quality = json.loads((results / "tiny/rm_rlhf/quality.json").read_text())
+    assert list(quality["policies"]) == ["sft_wrat", "rlhf", "rllr_mix"]
+    assert quality["policies"]["rlhf"]["n"] == 20 * quality["samples_per_prompt"]
+    assert everything.planned(*CONFIG) == set()
+
+
+def test_snakemakes_own_report_holds_the_figures(everything):
+    everything("--report", "snakemake.html", *CONFIG)
+    text = (everything.folder / "snakemake.html").read_text()
+    for name in ("curves.svg", "confusion.svg", "pairs.svg", "reliability.svg", "report.html", "summary.html"):
+        assert name in text, name
+
+
+def test_the_standalone_model_answers_as_predict_does(everything):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = everything.folder / "results/tiny/rllr_mix"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    rows = lines(everything.folder / "results/data/demo/test.jsonl")
+    answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
+    for row in rows:
+        turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
+        ids = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        answer = model.generate(**ids, max_new_tokens=16)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(answer, skip_special_tokens=True) == answers[row["id"]]
+    card = (folder / "model/README.md").read_text()
+    assert 'license: "apache-2.0"' in card and "RLLR-mixed" in card and "movie_reviews" in card
+
+
+def test_a_finished_model_answers_texts(everything):
+    row = lines(everything.folder / "results/data/demo/test.jsonl")[0]
+    prediction = lines(everything.folder / "results/tiny/rllr_mix/predictions.jsonl")[0]
+    text = ["--task", row["task"], "--text", row["input"], "--jsonl"]
+    done = program(everything, "predict.py", "--model", "results/tiny/rllr_mix", *text)
+    assert done.returncode == 0 and json.loads(done.stdout)["answer"] == prediction["answer"], done.stderr
+    done = program(
+        everything, "predict.py", "--model", "results/tiny/sft_wrat_bon", "--task", row["task"], stdin="a\nb\n"
+    )
+    assert done.returncode == 0 and done.stdout.count("Label: ") == 2, done.stderr
+
+
+def test_score_agrees_with_the_reward_models_own_evaluation(everything):
+    results = everything.folder / "results"
+    pairs = lines(results / "data/demo/label_sensitive_pairs_for_test.jsonl")
+    rows = [{**row, "answer": row["output"][side]} for row in pairs for side in (0, 1)]
+    done = program(
+        everything, "score.py", "--reward-model", "results/tiny/rm_rllr",
+        stdin="".join(json.dumps(row) + "\n" for row in rows),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line)["score"] for line in done.stdout.splitlines()]
+    known = [row for row in lines(results / "tiny/rm_rllr/pair_scores.jsonl") if row["set"] == "label_sensitive"]
+    assert found == pytest.approx([row[side] for row in known for side in ("chosen", "rejected")], abs=1e-5)

@@ -1,0 +1,136 @@
+"""A method's model on its own: LoRA merged, tokenizer with chat template, a model card; transformers alone loads it.
+
+    python workflow/scripts/export.py --base results/tiny/sft_wrat/merged --adapter results/tiny/rllr_mix/adapter \\
+        --config results/tiny/rllr_mix/config.yaml --metrics results/tiny/rllr_mix/metrics.json \\
+        --used results/tiny/rllr_mix/model.json --origin results/tiny/base/origin.json --out results/tiny/rllr_mix/model
+
+Merged in fp32, stored in the base model's dtype.
+"""
+
+import json
+from pathlib import Path
+
+from rllr import cli
+from rllr.config import load_yaml
+from rllr.files import atomic_dir, read_json
+
+RECIPES = {
+    "sft": "supervised fine-tuning on labels",
+    "sft_wrat": "supervised fine-tuning on a rationale and then the label",
+    "rlhf": "sft_wrat, then PPO against a reward model of rationales (RLHF)",
+    "rllr": "sft_wrat, then PPO against a label-sensitive reward model (RLLR)",
+    "rllr_mix": "sft_wrat, then PPO against a label-sensitive reward, capped, plus a rationale reward (RLLR-mixed)",
+    "rlvr": "sft_wrat, then PPO rewarded for the gold label",
+    "rlvr_mix": "sft_wrat, then PPO rewarded for the gold label and for the rationale",
+}
+
+
+def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
+    """The model card (README.md), filled from the run.
+
+    Args:
+        config: resolved config of the stage. metrics, used, origin: metrics.json, model.json, origin.json.
+    """
+    name = f"{metrics['model']} {metrics['method']}"
+    scores = [
+        f"| {task} | {v['metric']} | {100 * v['value']:.1f} | {100 * v['ci95'][0]:.1f} to {100 * v['ci95'][1]:.1f} "
+        f"| {v['n']} | {v['unparsed']} |"
+        for task, v in metrics["tasks"].items()
+    ]
+    asked = [
+        f"- **{task}**: {used['instructions'][task]!r}, "
+        + (f"a number in {t['low']:g} to {t['high']:g}" if t["kind"] == "score" else "one of " + ", ".join(t["labels"]))
+        for task, t in used["tasks"].items()
+        if task in used["instructions"]
+    ]
+    settings = [f"    {key}: {json.dumps(value)}" for key, value in config.items()]
+    return "\n".join(
+        [
+            "---",
+            # Both come from outside: quoted, so that no text breaks the header.
+            f"license: {json.dumps(str(origin['licence']).lower())}",
+            f"base_model: {json.dumps(origin['id'])}",
+            "pipeline_tag: text-generation",
+            "library_name: transformers",
+            "tags: [rllr, text-classification]",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"Answers a language-understanding task as text. Recipe: {RECIPES[metrics['method']]}.",
+            "",
+            f"- Base model: {origin['id']} (revision {origin['revision']}), licence {origin['licence']},"
+            f" {origin['parameters'] / 1e6:,.1f} million parameters",
+            f"- Data: {metrics['data']}",
+            "",
+            "## Tasks",
+            "",
+            "The user's turn is the instruction, a newline, and the text; the answer's last line is `Label: <label>`.",
+            "",
+            *asked,
+            "",
+            "## Metrics",
+            "",
+            f"Greedy answers to {metrics['n']} held-out rows, in percent; the mean over tasks is "
+            f"{100 * metrics['score']:.1f}.",
+            "",
+            "| task | metric | value | 95% interval | rows | unparsed |",
+            "| --- | --- | ---: | ---: | ---: | ---: |",
+            *scores,
+            "",
+            "## Use",
+            "",
+            "    from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            '    tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
+            '    model = AutoModelForCausalLM.from_pretrained("<this folder>")',
+            '    turn = {"role": "user", "content": "<instruction>\\n<text>"}',
+            "    ids = tokenizer.apply_chat_template(",
+            '        [turn], add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            "    )",
+            "    answer = model.generate(**ids, max_new_tokens=256)",
+            '    print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
+            "",
+            "## Settings of the last stage",
+            "",
+            *settings,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the model that the adapter belongs to")
+    parser.add_argument("--adapter", type=Path, nargs="?", help="LoRA adapter of the method")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of the stage (YAML)")
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.json of the method")
+    parser.add_argument("--used", type=Path, required=True, help="model.json of the method")
+    parser.add_argument("--origin", type=Path, required=True, help="origin.json of the base model")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the standalone model")
+    args = parser.parse_args()
+    text = card(load_yaml(args.config), *map(read_json, (args.metrics, args.used, args.origin)))
+
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+
+    from rllr import models
+
+    stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
+    tokenizer = models.load_tokenizer(args.base)
+    model = models.load_adapter(args.base, args.adapter, torch.float32).to(stored)
+    # Greedy, as it was measured; the base model's own sampling settings do not apply.
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with atomic_dir(args.out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main)

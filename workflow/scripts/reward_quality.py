@@ -1,0 +1,139 @@
+"""Whether a reward model tells right from wrong among the policy's own samples, before and after RL.
+
+    python workflow/scripts/reward_quality.py --config results/tiny/predict/config.yaml \\
+        --base results/tiny/sft_wrat/merged --reward results/tiny/rm_rllr/adapter \\
+        --policies sft_wrat rllr=results/tiny/rllr/adapter --data results/data/demo/validation.jsonl \\
+        --tasks results/data/demo/tasks.json --out results/tiny/rm_rllr/quality.json
+
+Pair accuracy is measured on responses that others wrote; RL only ever sees the policy's own. Writes quality.json (AUC,
+rank correlation, accuracy by quintile of the reward) and beside it quality_samples.jsonl.
+"""
+
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from rllr import cli
+from rllr.compare import agrees
+from rllr.config import load_stage
+from rllr.files import stage_lock, write_json, write_jsonl
+from rllr.metrics import wilson
+from rllr.predicting import PredictConfig
+from rllr.rows import read_prompts
+from rllr.tasks import load_tasks, read_label
+from rllr.tokens import Encoder
+
+SAMPLES = 4  # per prompt
+
+
+def auc(right: list[float], wrong: list[float]) -> float | None:
+    """How often a right answer's reward exceeds a wrong one's (ties count half); None without both kinds."""
+    if not right or not wrong:
+        return None
+    difference = np.subtract.outer(right, wrong)
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def statistics(rows: list[dict]) -> dict:
+    """What a reward model's scores say about correctness in one policy's samples.
+
+    Args:
+        rows: id, task, correct (bool), reward of each sample.
+
+    Returns:
+        n, accuracy, mean_reward; auc and spearman over all samples; auc_same_prompt over pairs of a right and a wrong
+        sample of one prompt, which is all that RL can act on; quintiles by reward, and auc by task.
+    """
+    from scipy.stats import spearmanr
+
+    def split(some: list[dict]) -> tuple[list[float], list[float]]:
+        return [r["reward"] for r in some if r["correct"]], [r["reward"] for r in some if not r["correct"]]
+
+    by_prompt, by_task = defaultdict(list), defaultdict(list)
+    for row in rows:
+        by_prompt[row["id"]].append(row)
+        by_task[row["task"]].append(row)
+    wins = [(a > b) + 0.5 * (a == b) for own in by_prompt.values() for a, b in product(*split(own))]
+    rewards, correct = np.array([r["reward"] for r in rows]), np.array([r["correct"] for r in rows], float)
+    varied = np.ptp(rewards) > 0 and np.ptp(correct) > 0
+    fifths = [part for part in np.array_split(np.argsort(rewards, kind="stable"), 5) if len(part)]
+    return {
+        "n": len(rows),
+        "accuracy": float(correct.mean()),
+        "mean_reward": float(rewards.mean()),
+        "auc": auc(*split(rows)),
+        "auc_same_prompt": float(np.mean(wins)) if wins else None,
+        "spearman": float(spearmanr(rewards, correct).statistic) if varied else None,
+        "quintiles": [
+            {
+                "reward": float(rewards[part].mean()),
+                "accuracy": float(correct[part].mean()),
+                "ci95": wilson(int(correct[part].sum()), len(part)),
+                "n": len(part),
+            }
+            for part in fifths
+        ],
+        "tasks": {task: {"n": len(own), "auc": auc(*split(own))} for task, own in by_task.items()},
+    }
+
+
+def policy(text: str) -> tuple[str, Path | None]:
+    """`name` or `name=adapter folder`."""
+    name, _, folder = text.partition("=")
+    return name, Path(folder) if folder else None
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="resolved predict config (YAML)")
+    parser.add_argument("--base", type=Path, required=True, help="folder of the merged sft_wrat model")
+    parser.add_argument("--reward", type=Path, required=True, help="adapter of the reward model")
+    parser.add_argument(
+        "--policies", nargs="+", type=policy, required=True, help="name, or name=adapter; none: the merged model itself"
+    )
+    parser.add_argument("--data", type=Path, required=True, help="prompts with gold labels (validation.jsonl)")
+    parser.add_argument("--tasks", type=Path, required=True, help="tasks.json of the data")
+    parser.add_argument("--out", type=Path, required=True, help="quality.json")
+    args = parser.parse_args()
+    config = load_stage(PredictConfig, args.config)
+    tasks = load_tasks(args.tasks)
+    rows = read_prompts(args.data, tasks, need_labels=True)
+
+    from rllr import models, sampling
+
+    kind = models.dtype(config.precision)
+    tokenizer = models.load_tokenizer(args.base)
+    encoder = Encoder(tokenizer, config.cutoff)
+    prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in rows]
+    ids = [row["id"] for row in rows]
+    with stage_lock(args.out.parent):
+        drawn = {}
+        for name, adapter in args.policies:
+            cli.log(f"sampling {SAMPLES} answers of {name} to {len(rows)} prompts")
+            model = models.load_adapter(args.base, adapter, kind)
+            drawn[name] = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
+            del model  # one backbone in memory at a time
+        reward = sampling.load_reward(args.base, args.reward, kind)
+        lines, found = [], {}
+        for name, responses in drawn.items():
+            flat = [(i, response) for i, own in enumerate(responses) for response in own]
+            values = sampling.scores(
+                reward, tokenizer, [prompts[i] for i, _ in flat], [r for _, r in flat], config.batch_size, kind
+            )
+            texts = tokenizer.batch_decode([r for _, r in flat], skip_special_tokens=True)
+            own = []
+            for (i, _), text, value in zip(flat, texts, values, strict=True):
+                row, task = rows[i], tasks[rows[i]["task"]]
+                right = agrees(read_label(text, task), row["label"], task)
+                own.append({"id": row["id"], "task": task.name, "correct": right, "reward": value, "answer": text})
+            found[name] = statistics(own)
+            lines += [{"policy": name, **line} for line in own]
+            cli.log(f"{name}: accuracy {found[name]['accuracy']:.3f}, AUC {found[name]['auc']}")
+        write_jsonl(args.out.with_name("quality_samples.jsonl"), lines)
+        write_json(args.out, {"reward_model": args.out.parent.name, "samples_per_prompt": SAMPLES, "policies": found})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,56 @@
+"""What prediction runs with: its config, and model.json, by which a method's folder can be used on its own."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rllr.cli import UserError
+from rllr.files import read_json, write_json
+from rllr.tasks import Task, dump_tasks
+
+PATHS = ("config", "base", "adapter", "reward")
+
+
+@dataclass
+class PredictConfig:
+    """The resolved predict config (workflow/schemas/model.schema.yaml describes the keys)."""
+
+    model: str
+    stage: str
+    seed: int
+    precision: str
+    batch_size: int
+    max_new_tokens: int
+    cutoff: int
+    best_of: int
+
+
+def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict]) -> None:
+    """Write model.json: what the method is made of (paths relative to its folder), its tasks and their instructions.
+
+    Args:
+        paths: config, base, adapter, reward; None where the method has none.
+        rows: prompts; the first row of a task gives its instruction.
+    """
+    relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
+    instructions: dict[str, str] = {}
+    for row in rows:
+        instructions.setdefault(row["task"], row["instruction"])
+    write_json(path, {**relative, "tasks": dump_tasks(tasks), "instructions": instructions})
+
+
+def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[str, str]]:
+    """The paths, tasks and instructions of a method's folder, results/<model>/<method>.
+
+    Raises:
+        UserError: nothing was predicted with it yet.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no model.json; first run: snakemake --cores all {folder}/predictions.jsonl")
+    values = read_json(path)
+    paths = {name: values[name] and folder / values[name] for name in PATHS}
+    tasks = {
+        name: Task(name=name, **{**task, "labels": tuple(task["labels"])}) for name, task in values["tasks"].items()
+    }
+    return paths, tasks, values["instructions"]

@@ -1,0 +1,225 @@
+"""The summary table, methods x tasks, and its forms: tab-separated, Markdown, HTML."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rllr import html
+from rllr.compare import difference
+from rllr.config import load_yaml
+from rllr.files import read_json, read_jsonl
+from rllr.predicting import find
+
+BASELINES = ["sft_wrat", "rlhf"]
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    """The lines of a method's predictions.jsonl."""
+    return [row for _, row in read_jsonl(folder / "predictions.jsonl")]
+
+
+def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
+    """One row per model and method: task metrics, their mean, and comparisons with the baselines that were run.
+
+    Args:
+        results: a results folder, holding <model>/<method>/{metrics.json,predictions.jsonl,model.json}.
+    """
+    rows = []
+    for model in models:
+        _, tasks, _ = find(results / model / methods[0])
+        predictions = {method: read_predictions(results / model / method) for method in methods}
+        for method in methods:
+            metrics = read_json(results / model / method / "metrics.json")
+            versus = {
+                baseline: difference(predictions[method], predictions[baseline], tasks)
+                for baseline in BASELINES
+                if baseline in methods and baseline != method
+            }
+            named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
+            rows.append({**named, "score": metrics["score"], "tasks": metrics["tasks"], "versus": versus})
+    return rows
+
+
+def unparsed(row: dict) -> int:
+    return sum(task["unparsed"] for task in row["tasks"].values())
+
+
+def tsv(runs: dict[str, list[dict]]) -> str:
+    """Every number as a fraction with four digits, one line per run, model and method; `runs`: name -> rows."""
+    rows = [(run, row) for run, rows in runs.items() for row in rows]
+    tasks = list(dict.fromkeys(task for _, row in rows for task in row["tasks"]))
+    head = ["run", "model", "method", "n", "unparsed", *tasks, "mean"]
+    for baseline in BASELINES:
+        head += [f"vs_{baseline}", f"vs_{baseline}_low", f"vs_{baseline}_high", f"vs_{baseline}_mcnemar_p"]
+    lines = [head]
+    for run, row in rows:
+        values = [row["tasks"].get(task, {}).get("value") for task in tasks]
+        line = [run, row["model"], row["method"], row["n"], unparsed(row), *values, row["score"]]
+        for baseline in BASELINES:
+            d = row["versus"].get(baseline)
+            line += [d["difference"], *d["ci95"], d["mcnemar_p"]] if d else [None] * 4
+        lines.append(["" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in line])
+    lines = lines if len(runs) > 1 else [line[1:] for line in lines]  # one run needs no name
+    return "\n".join("\t".join(line) for line in lines) + "\n"
+
+
+@dataclass
+class Table:
+    """The table of one model as text: a cell is (what is read first, what qualifies it)."""
+
+    model: str
+    head: list[str]
+    lines: list[list[tuple[str, str]]]
+    note: str
+
+
+def tables(rows: list[dict]) -> list[Table]:
+    """One table a model, values in percent; a difference whose 95% interval contains 0 is called noise."""
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        tasks = list(own[0]["tasks"])
+        baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
+        lines = []
+        for row in own:
+            cells = [(row["method"], ""), *(_share(row["tasks"][task]) for task in tasks)]
+            cells += [(f"{100 * row['score']:.1f}", ""), *(_versus(row["versus"].get(b)) for b in baselines)]
+            lines.append([*cells, (str(unparsed(row)), "")])
+        head = ["method", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+        found.append(Table(model, head, lines, _note(own)))
+    return found
+
+
+def _note(rows: list[dict]) -> str:
+    note = f"{rows[0]['n']} test rows of {rows[0]['data']}; percent, with 95% intervals."
+    differences = [d for row in rows for d in row["versus"].values()]
+    if differences:
+        note += (
+            " vs: difference of the means in points, [95% interval of a paired bootstrap over the rows], McNemar's p;"
+            " an interval that holds 0 is called noise."
+        )
+    detectable = [d["detectable"] for d in differences if d["detectable"] is not None]
+    if detectable:
+        low, high = (f"{100 * f(detectable):.1f}" for f in (min, max))
+        note += (
+            f" This many rows can tell differences of about {low if low == high else f'{low} to {high}'} points "
+            "or more from noise (80% power; it depends on how often two methods answer differently)."
+        )
+    return note
+
+
+def finished(results: Path, models: list[str], methods: list[str]) -> list[dict]:
+    """`table` of those models and methods that a results folder already has."""
+    rows = []
+    for model in models:
+        there = [method for method in methods if (results / model / method / "metrics.json").is_file()]
+        rows += table(results, [model], there) if there else []
+    return rows
+
+
+def spread(runs: list[list[dict]]) -> list[Table]:
+    """One table a model: means over the runs that have a method, and their standard deviation.
+
+    A difference carries two 95% intervals: over the test rows (bootstrap of the mean over runs; none where the runs
+    were tested on different rows) and over the runs (Student's t). It is called noise if either holds 0.
+    """
+    rows = [row for run in runs for row in run]
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        tasks = list(dict.fromkeys(task for row in own for task in row["tasks"]))
+        baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in own):
+            same = [row for row in own if row["method"] == method]
+            cells = [(method, ""), (str(len(same)), "")]
+            for task in tasks:
+                cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
+            cells.append(_mean([row["score"] for row in same]))
+            cells += [_over_runs([row["versus"][b] for row in same if b in row["versus"]]) for b in baselines]
+            lines.append(cells)
+        note = (
+            f"Percent; means over runs ± their standard deviation. {', '.join(sorted({str(row['n']) for row in own}))} "
+            "test rows. vs: mean difference in points with 95% intervals over the test rows (bootstrap) and over the "
+            "runs (Student's t); called noise if either holds 0."
+        )
+        found.append(Table(model, ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines)], lines, note))
+    return found
+
+
+def _mean(values: list[float]) -> tuple[str, str]:
+    if not values:
+        return "–", ""
+    deviation = f"± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}", deviation
+
+
+def _over_runs(differences: list[dict]) -> tuple[str, str]:
+    """Mean difference over runs with its intervals."""
+    from scipy.stats import t
+
+    if not differences:
+        return "–", ""
+    values, intervals = [d["difference"] for d in differences], {}
+    if len({d["rows"] for d in differences}) == 1:
+        intervals["rows"] = np.quantile(np.mean([d["resampled"] for d in differences], axis=0), [0.025, 0.975])
+    if len(values) > 1:
+        half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+        intervals["runs"] = (np.mean(values) - half, np.mean(values) + half)
+    noise = any(low <= 0 <= high for low, high in intervals.values())
+    text = ", ".join(f"{name} [{100 * low:+.1f}, {100 * high:+.1f}]" for name, (low, high) in intervals.items())
+    return f"{100 * np.mean(values):+.1f}{' noise' if noise else ''}", text
+
+
+def config_differences(folders: list[Path], models: list[str]) -> list[list[str]]:
+    """Lines (model, stages, key, value in each folder) of the stage configs that are not the same in all folders."""
+    lines: dict[tuple, list[str]] = {}
+    for model in models:
+        stages = sorted({path.parent.name for folder in folders for path in (folder / model).glob("*/config.yaml")})
+        for stage in stages:
+            paths = [folder / model / stage / "config.yaml" for folder in folders]
+            configs = [load_yaml(path) if path.is_file() else {} for path in paths]
+            for key in dict.fromkeys(key for config in configs for key in config):
+                values = tuple(json.dumps(config[key]) if key in config else "–" for config in configs)
+                if len(set(values)) > 1:
+                    lines.setdefault((model, key, values), []).append(stage)
+    return [[model, ", ".join(stages), key, *values] for (model, key, values), stages in lines.items()]
+
+
+def _share(metric: dict) -> tuple[str, str]:
+    low, high = metric["ci95"]
+    return f"{100 * metric['value']:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _versus(d: dict | None) -> tuple[str, str]:
+    if d is None:
+        return "–", ""
+    low, high = (100 * x for x in d["ci95"])
+    p = "" if d["mcnemar_p"] is None else f" p {d['mcnemar_p']:.2g}"
+    return f"{100 * d['difference']:+.1f}{' noise' if d['noise'] else ''}", f"[{low:+.1f}, {high:+.1f}]{p}"
+
+
+def pipes(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, rule, *lines]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def markdown(found: list[Table]) -> str:
+    parts = ["# Results"]
+    for table in found:
+        lines = [[" ".join(filter(None, cell)) for cell in line] for line in table.lines]
+        parts.append(f"## {table.model}\n\n{pipes(table.head, lines)}\n\n{table.note}")
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(found: list[Table]) -> str:
+    """The tables as HTML, a heading each."""
+    return "".join(
+        f"<h3>{html.text(table.model)}</h3>{html.table(table.head, table.lines)}"
+        f"<p class=note>{html.text(table.note)}</p>"
+        for table in found
+    )
