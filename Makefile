@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test test-all lint bench unlock clean
+.PHONY: demo study test test-all lint bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -49,6 +49,15 @@ lint: $(ENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+# Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).
+.venv-peer/.ready: benchmarks/requirements-peer.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peer.txt
+	touch $@
+
+bench-ppo: $(ENV)/.ready .venv-peer/.ready
+	$(BIN)/python benchmarks/ppo.py --peer .venv-peer/bin/python
 
 # After Snakemake itself was killed: removes the lock it left on this folder.
 unlock: $(ENV)/.ready

@@ -338,3 +338,40 @@ def test_no_file_of_the_project_names_a_registry_or_a_machine():
     for path in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines():
         if (ROOT / path).suffix in (".py", ".smk", ".yaml", ".md", ".txt") and (ROOT / path).is_file():
             assert not pattern.search((ROOT / path).read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("fault", ["no folder", "no weights"])
+def test_a_base_folder_without_a_model_is_named(tmp_path, merged, fault):
+    from rllr import models
+
+    if fault == "no weights":
+        shutil.copy(merged / "config.json", tmp_path)
+    with pytest.raises(UserError, match="no weights" if fault == "no weights" else "not a model folder"):
+        models.load_tokenizer(tmp_path)
+
+
+def test_a_program_meets_bad_data_with_one_line_and_leaves_its_folder_alone(tmp_path, merged):
+    defaults, tiny = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
+    config = {"model": "tiny", **stage_config(defaults, tiny, "sft_wrat", 1, "x")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(tmp_path / "tasks.json", {"movie_reviews": {"kind": "label", "labels": ["negative", "positive"]}})
+    (tmp_path / "data.jsonl").write_text(json.dumps({**ROW, "output": "Good.\nLabel: great"}) + "\n")
+    (tmp_path / "out/adapter").mkdir(parents=True)
+    arguments = [
+        "--config",
+        "config.yaml",
+        "--base",
+        merged,
+        "--data",
+        "data.jsonl",
+        "--tasks",
+        "tasks.json",
+        "--out",
+        "out",
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / "workflow/scripts/sft.py", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: data.jsonl line 1: field output: no label of task movie_reviews")
+    assert len(done.stderr.splitlines()) == 1 and (tmp_path / "out/adapter").is_dir()

@@ -202,6 +202,25 @@ def test_samples_depend_on_row_and_place_alone():
     assert (uniforms(1, ["a"], 1, 5) == both[:1]).all()
 
 
+def test_batches_change_no_answer(merged, tokenizer):
+    import torch
+
+    from rllr import models, sampling
+
+    model = models.load_causal(merged, torch.float32)
+    prompts = [tokenizer("ab " * n)["input_ids"] for n in (1, 9, 4, 2, 7)]
+    numbers = sampling.uniforms(1, list("abcde"), 1, 8)
+
+    def answers(size: int, drawn=None) -> dict[int, list[int]]:
+        found = {}
+        for indices, responses in sampling.respond(model, tokenizer, prompts, size, 8, torch.float32, drawn):
+            found.update(zip(indices, responses, strict=True))
+        return found
+
+    assert answers(1) == answers(2) == answers(5)
+    assert answers(1, numbers) == answers(5, numbers) != answers(1)
+
+
 def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folders, tokenizer):
     import torch
 

@@ -3,8 +3,8 @@
 
 import ast
 import functools
-import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +15,8 @@ ROOT = Path(workflow.basedir)
 PROGRAMS = ROOT / "workflow" / "scripts"
 sys.path.insert(0, str(PROGRAMS))
 # `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated.
-os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
+shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 from rllr.cli import UserError
 from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate

@@ -142,6 +142,9 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
 
 def predict_texts(config: PredictConfig, paths: dict, task, instruction: str, texts: list[str], as_json: bool) -> None:
     """Print an answer to each text, in their order."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     rows = [{"id": str(i), "task": task.name, "instruction": instruction, "input": t} for i, t in enumerate(texts)]
     answers = {}
     for indices, found in Predictor(config, paths["base"], paths["adapter"], paths["reward"]).answers(rows):

@@ -24,8 +24,8 @@ READING = """
 <p><b>sft</b> is trained on labels alone, <b>sft_wrat</b> on a rationale and then the label. <b>sft_wrat_bon</b> samples
 several answers of sft_wrat and keeps the one that the label reward model likes best. The others are sft_wrat after PPO:
 <b>rlhf</b> against a reward model of rationales, <b>rllr</b> against a reward model of labels, <b>rllr_mix</b> against
-both, the label reward capped; <b>rlvr</b> is rewarded for the gold label itself. An answer that no label can be read
-from counts as wrong.</p>
+both, the label reward capped; <b>rlvr</b> is rewarded for the gold label itself, <b>rlvr_mix</b> for the rationale as
+well. An answer that no label can be read from counts as wrong.</p>
 """
 
 

@@ -122,7 +122,7 @@ def main() -> None:
         trainer = make_trainer(
             models.load_scorer(args.base, kind),
             tokenizer.pad_token_id,
-            args=RewardConfig(**arguments, disable_dropout=False),
+            args=RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
             train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in encoded]),
             processing_class=tokenizer,
             peft_config=models.lora_config(config.lora, "SEQ_CLS"),

@@ -61,8 +61,11 @@ def main() -> None:
     responses = list(read_jsonl(args.responses))
     found = joined(responses, rows, str(args.responses))
 
+    from transformers.utils import logging
+
     from rllr import models, sampling
 
+    logging.disable_progress_bar()
     kind = models.dtype(config.precision)
     encoder = Encoder(models.load_tokenizer(base), config.cutoff)
     answers = [encoder.response(row["answer"]) for row in found]
