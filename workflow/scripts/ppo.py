@@ -99,23 +99,23 @@ def load(checkpoint: Path, trainer) -> tuple[list[dict], list[dict], dict]:
 
 def validation_accuracy(trainer, rows: list[dict], prompts: list[list[int]]) -> float:
     """Label accuracy of greedy answers to the validation slice (each process answers all of it alike)."""
-    from rllr import models
-    from rllr.generate import generate
     from rllr.ppo.scoring import is_correct
+    from rllr.sampling import respond
 
     trainer.backbone.use("policy")
     trainer.backbone.model.eval()
-    size, tokenizer, right = trainer.config.rollout_batch_size, trainer.tokenizer, 0
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        with models.autocast(trainer.backbone.kind):
-            result = generate(
-                trainer.backbone.model, [prompts[i] for i in batch], tokenizer.eos_token_id, tokenizer.pad_token_id,
-                trainer.config.max_new_tokens,
-            )  # fmt: skip
-        texts = tokenizer.batch_decode(result.responses, skip_special_tokens=True)
-        right += sum(is_correct(t, rows[i], trainer.tasks[rows[i]["task"]]) for t, i in zip(texts, batch, strict=True))
+    config, tokenizer, right = trainer.config, trainer.tokenizer, 0
+    for indices, responses in respond(
+        trainer.backbone.model,
+        tokenizer,
+        prompts,
+        config.rollout_batch_size,
+        config.max_new_tokens,
+        trainer.backbone.kind,
+    ):
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        for i, text in zip(indices, texts, strict=True):
+            right += is_correct(text, rows[i], trainer.tasks[rows[i]["task"]])
     return right / len(rows)
 
 

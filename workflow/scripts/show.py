@@ -14,6 +14,7 @@ PLACES = {
     "metrics.json": "metrics of these answers",
     "train_log.jsonl": "training log, a line a step",
     "curves.svg": "training curves",
+    "model.json": "what predict.py --model needs to know",
     "samples.jsonl": "sampled rollouts of PPO with their scores",
     "logs": "logs and benchmarks of the jobs",
 }

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -53,6 +54,8 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads soon give the core up: spinning, a job slows down tenfold beside a busy neighbour.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # PEFT still asks transformers by an old name, at every load.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+from transformers.cache_utils import Cache, DynamicLayer
 
 
 @dataclass
@@ -19,6 +20,34 @@ class Generated:
     responses: list[list[int]]
     logprobs: list[list[float]]
     entropies: list[list[float]]
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that grows by blocks of tokens: transformers' own copies all keys and values at every token."""
+
+    BLOCK = 64
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Append (B, heads, new tokens, D) keys and values; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.store, self.length = None, 0
+        end = self.length + key_states.shape[-2]
+        if self.store is None or end > self.store.shape[-2]:
+            batch, heads, _, width = key_states.shape
+            grown = key_states.new_empty(2, batch, heads, end + self.BLOCK, width)
+            if self.store is not None:
+                grown[..., : self.length, :] = self.store[..., : self.length, :]
+            self.store = grown
+        self.store[0, ..., self.length : end, :] = key_states
+        self.store[1, ..., self.length : end, :] = value_states
+        self.length = end
+        self.keys, self.values = self.store[..., :end, :]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.store = self.store[:, indices]
+        self.keys, self.values = self.store[..., : self.length, :]
 
 
 def pad_left(sequences: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,13 +95,12 @@ def generate(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     result = Generated([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
     alive = torch.arange(len(prompts))
-    cache = None
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
     for step in range(max_new_tokens):
         extra = {"position_ids": positions} if takes_positions else {}
         output = model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
         )
-        cache = output.past_key_values
         logits = output.logits[:, -1].float()
         if uniforms is None:
             tokens = logits.argmax(-1)
