@@ -30,7 +30,8 @@ def main() -> None:
     args = parser.parse_args()
 
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
     torch.manual_seed(0)
@@ -42,8 +43,12 @@ def main() -> None:
     model = AutoModelForCausalLMWithValueHead.from_pretrained(backbone)
     hidden = backbone.config.hidden_size
     heads = {role: torch.nn.Linear(hidden, 1, bias=False) for role in ("label", "rationale")}
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    tokenizer.pad_token = "<|endoftext|>"
+    # The trainer only pads with it; transformers 4 cannot read tokenizers that transformers 5 has saved.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+    )
     config = PPOConfig(
         batch_size=args.prompts, mini_batch_size=args.micro_batch,
         gradient_accumulation_steps=args.prompts // args.micro_batch, ppo_epochs=1, learning_rate=5e-6,
