@@ -1,9 +1,8 @@
 """The peer's side of benchmarks/ppo.py: trl 0.7.2's PPOTrainer as the paper's engine (LLaMA-Factory) drives it.
 
-Runs in an environment of its own (see benchmarks/README.md) and prints one JSON line. The same shape as ours: one
-backbone, LoRA adapters for policy, value (value head on its own adapter is not in trl 0.7.2: its head sits on the
-policy's trunk, which favours the peer) and two reward models, switched on the shared backbone; a full optimiser batch
-per iteration.
+Runs in an environment of its own (see benchmarks/README.md) and prints one JSON line. The same adapters as ours on one
+shared backbone: policy, value (the published recipe has a separate value model), two reward models; the reference with
+all of them off; a full optimiser batch per iteration.
 
     python benchmarks/ppo_peer.py --model <folder> --prompts 16 --prompt-tokens 64 --new-tokens 32 --micro-batch 4
 """
@@ -37,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     backbone = get_peft_model(AutoModelForCausalLM.from_pretrained(args.model, torch_dtype=torch.float32), lora)
-    for role in ("label", "rationale"):
+    for role in ("value", "label", "rationale"):
         backbone.add_adapter(role, lora)
     backbone.set_adapter("default")
     model = AutoModelForCausalLMWithValueHead.from_pretrained(backbone)
@@ -49,12 +48,28 @@ def main() -> None:
         pad_token="<pad>",
         eos_token="</s>",
     )
+    probe = next(m for m in backbone.modules() if hasattr(m, "lora_A") and len(m.lora_A))
+
+    def forward(input_ids=None, attention_mask=None, **kwargs):
+        """Logits under the policy's adapter, values under the value adapter: the published separate value model."""
+        values = None
+        if not probe.disable_adapters:  # the reference pass needs no values
+            backbone.set_adapter("value")
+            out = backbone(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+            values = model.v_head(out.hidden_states[-1]).squeeze(-1)
+            backbone.set_adapter("default")
+        logits = backbone(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits, None, logits[..., 0] if values is None else values
+
+    model.forward = forward
     config = PPOConfig(
         batch_size=args.prompts, mini_batch_size=args.micro_batch,
         gradient_accumulation_steps=args.prompts // args.micro_batch, ppo_epochs=1, learning_rate=5e-6,
         use_score_scaling=True, use_score_norm=True,
     )  # fmt: skip
     trainer = PPOTrainer(config=config, model=model, ref_model=None, tokenizer=tokenizer)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert any(".value." in name for name in trained) and any(".default." in name for name in trained)
     generator = torch.Generator().manual_seed(1)
     vocabulary = backbone.config.vocab_size
 
