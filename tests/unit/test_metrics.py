@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from rllr.compare import agrees, difference, mcnemar
+from rllr.compare import difference, mcnemar
 from rllr.metrics import method_metrics, pearson, task_metrics, wilson
-from rllr.tasks import Task
+from rllr.tasks import Task, agrees
 
 REVIEWS = Task("reviews", "label", ("positive", "negative"))
 PAIRS = Task("pairs", "label", ("equivalent", "not equivalent"), f1="equivalent")

@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from rllr import cli
-from rllr.compare import agrees
 from rllr.config import load_stage
 from rllr.files import stage_lock, write_json, write_jsonl
 from rllr.metrics import wilson
 from rllr.predicting import PredictConfig
 from rllr.rows import read_prompts
-from rllr.tasks import load_tasks, read_label
+from rllr.tasks import agrees, load_tasks, read_label
 from rllr.tokens import Encoder
 
 SAMPLES = 4  # per prompt

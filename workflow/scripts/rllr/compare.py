@@ -15,15 +15,6 @@ def _by_task(rows: list[dict]) -> dict[str, list[dict]]:
     return grouped
 
 
-def agrees(said: str | None, gold: str, task: Task) -> bool:
-    """Whether a label read from an answer counts as right; a score does within a tenth of its range."""
-    if said is None:
-        return False
-    if task.kind == "score":
-        return abs(float(said) - float(gold)) <= 0.1 * (task.high - task.low)
-    return said == gold
-
-
 def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> dict:
     """ours - theirs in the mean over tasks of the headline metric.
 

@@ -99,3 +99,12 @@ def _number(text: str) -> float | None:
     if len(numbers) + len(words) != 1:
         return None
     return float(numbers[0].replace(",", ".")) if numbers else NUMBER_WORDS[words[0]]
+
+
+def agrees(said: str | None, gold: str, task: Task) -> bool:
+    """Whether a label read from an answer counts as right; a score does within a tenth of its range."""
+    if said is None:
+        return False
+    if task.kind == "score":
+        return abs(float(said) - float(gold)) <= 0.1 * (task.high - task.low)
+    return said == gold

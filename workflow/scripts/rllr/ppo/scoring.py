@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rllr.tasks import Task, read_label
+from rllr.tasks import Task, agrees, read_label
 
 EPSILON = 1e-8
 
@@ -14,12 +14,7 @@ def is_correct(text: str, row: dict, task: Task) -> bool | None:
     """Whether the label read from a response is the gold one; None where the gold label is not known."""
     if "label" not in row:
         return None
-    said = read_label(text, task)
-    if said is None:
-        return False
-    if task.kind == "score":  # numbers count as right when they round to the same tenth of the range
-        return abs(float(said) - float(row["label"])) <= 0.1 * (task.high - task.low)
-    return said == row["label"]
+    return agrees(read_label(text, task), row["label"], task)
 
 
 def mix(label: torch.Tensor | None, rationale: torch.Tensor | None, threshold: float | None) -> torch.Tensor:
