@@ -75,7 +75,8 @@ def ours(args: argparse.Namespace) -> None:
     folder = Path(args.model)
     defaults = load_yaml(PROGRAMS.parents[1] / "config" / "stages.yaml")["ppo"]
     config = PPOConfig(**merge(defaults, dict(
-        model="benchmark", stage="rllr_mix", seed=1, precision=args.precision, lora=LORA, batch_size=args.prompts,
+        model="benchmark", stage="rllr_mix", seed=1, precision=args.precision, attention="auto",
+        lora=LORA, batch_size=args.prompts,
         micro_batch_size=args.micro_batch, rollout_batch_size=args.prompts, max_new_tokens=args.new_tokens,
         gradient_checkpointing=args.gradient_checkpointing,
     )))  # fmt: skip

@@ -10,7 +10,8 @@ from rllr.cli import UserError
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 SFT = {
-    "model": "m", "stage": "sft", "lora": LORA, "precision": "bf16", "cutoff": 1536, "micro_batch_size": 4,
+    "model": "m", "stage": "sft", "lora": LORA, "precision": "bf16", "attention": "auto",
+    "cutoff": 1536, "micro_batch_size": 4,
     "gradient_checkpointing": False,
 }  # fmt: skip
 
@@ -136,6 +137,20 @@ def test_memory_grows_with_what_it_should():
     ppo = SFT | {"max_new_tokens": 256, "batch_size": 32, "rollout_batch_size": 32}
     floors = [budget.memory(sizes, ppo, "ppo", rewards)["floor"] for rewards in (1, 2)]
     assert floors[1] - floors[0] == 4 * sizes.lora_parameters(LORA)
+
+
+def test_eager_attention_is_counted():
+    sizes = budget.Sizes(4096, 32, 32, 32, 128, 11008, 32000)
+    peaks = [budget.memory(sizes, SFT | {"attention": kind}, "sft")["peak"] for kind in ("sdpa", "eager")]
+    assert peaks[1] - peaks[0] > 32 * 4 * 32 * 1536**2 * 4  # layers x rows x heads x T x T fp32 scores
+
+
+def test_the_readme_shows_the_table_of_the_configuration(monkeypatch, tmp_path, capsys):
+    import memory
+
+    monkeypatch.setattr("sys.argv", ["memory.py", "--results", str(tmp_path)])
+    memory.main()
+    assert capsys.readouterr().out in (memory.CONFIG.parent / "README.md").read_text()
 
 
 def test_other_architectures_are_not_estimated(tmp_path):

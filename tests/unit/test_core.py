@@ -375,3 +375,19 @@ def test_a_program_meets_bad_data_with_one_line_and_leaves_its_folder_alone(tmp_
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: data.jsonl line 1: field output: no label of task movie_reviews")
     assert len(done.stderr.splitlines()) == 1 and (tmp_path / "out/adapter").is_dir()
+
+
+def test_the_attention_implementation_is_chosen_by_its_key(merged):
+    import torch
+
+    from rllr import models
+
+    ids = torch.arange(3, 12)[None]
+    found = {}
+    for attention in ("auto", "sdpa", "eager"):
+        model = models.load_causal(merged, torch.float32, attention)
+        found[attention] = model(input_ids=ids).logits, model.config._attn_implementation
+    assert [found[a][1] for a in found] == ["sdpa", "sdpa", "eager"]
+    assert torch.allclose(found["sdpa"][0], found["eager"][0], atol=1e-5)
+    with pytest.raises(UserError, match="attention: flash_attention_2 cannot be had for .*; use auto"):
+        models.load_causal(merged, torch.float32, "flash_attention_2")

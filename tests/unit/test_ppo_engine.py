@@ -25,7 +25,8 @@ RESPONSES = [[5, 6, 2], [7], [8, 9, 10, 11, 2], [2], [12, 13], [14, 15, 16, 2], 
 
 def config(**changes) -> PPOConfig:
     values = dict(
-        model="tiny", stage="rllr_mix", seed=1, precision="fp32", lora=LORA, learning_rate=1e-3, epochs=1, batch_size=8,
+        model="tiny", stage="rllr_mix", seed=1, precision="fp32", attention="auto",
+        lora=LORA, learning_rate=1e-3, epochs=1, batch_size=8,
         micro_batch_size=8, rollout_batch_size=8, cutoff=128, max_new_tokens=6, temperature=1.0,
         label_reward_threshold=0.5, score_norm=True, kl_beta=0.2, kl_target=6.0, kl_horizon=10000, gamma=1.0,
         gae_lambda=0.95, updates=1, update_epochs=1, clip=0.2, value_clip=0.2, value_coef=0.1, ratio_limit=10.0,

@@ -274,7 +274,8 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     import predict
     from rllr.predicting import describe
 
-    values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "batch_size": 2, "max_new_tokens": 4,
+    values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
+              "batch_size": 2, "max_new_tokens": 4,
               "cutoff": 200, "best_of": 2}  # fmt: skip
     write_json(tmp_path / "config.yaml", values)  # JSON is YAML
     paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}

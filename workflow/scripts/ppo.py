@@ -187,7 +187,13 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
     budget.check(args.base, asdict(config), "ppo", tokens, args.out, rewards=len(roles))
     set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
     backbone = Backbone(
-        args.base, config.lora, folders, roles[0] if roles else None, kind, config.gradient_checkpointing
+        args.base,
+        config.lora,
+        folders,
+        roles[0] if roles else None,
+        kind,
+        config.gradient_checkpointing,
+        config.attention,
     )
     models.describe(backbone.model, kind)
     log(

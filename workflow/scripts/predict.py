@@ -19,7 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rllr import cli
@@ -40,8 +40,8 @@ class Predictor:
 
         self.config, self.kind = config, models.dtype(config.precision)
         self.tokenizer = models.load_tokenizer(base)
-        self.model = models.load_adapter(base, adapter, self.kind)
-        self.reward = sampling.load_reward(base, reward, self.kind) if reward else None
+        self.model = models.load_adapter(base, adapter, self.kind, config.attention)
+        self.reward = sampling.load_reward(base, reward, self.kind, config.attention) if reward else None
         self.encoder = Encoder(self.tokenizer, config.cutoff)
         models.describe(self.model, self.kind)
 
@@ -114,6 +114,7 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
     from tqdm import tqdm
 
     from rllr import models, sampling  # noqa: F401  (their code is part of the fingerprint)
+    from rllr.base import budget
     from rllr.checkpoints import fingerprint
 
     rows = read_prompts(data, tasks, need_labels=True)
@@ -122,6 +123,13 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
         partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
         left = [row for row in rows if row["id"] not in done]
+        if left:
+            samples = config.best_of if paths["reward"] else 1
+            words = (
+                sum(len((row["instruction"] + row["input"]).split()) for row in left) * 3 // 2
+            )  # about 1.5 tokens each
+            tokens = samples * (words + len(left) * config.max_new_tokens // 2)  # answers of half the room
+            budget.check(paths["base"], asdict(config), "predict", tokens, out.parent)
         predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"])
         with (
             open(partial, "a", encoding="utf-8") as file,

@@ -120,7 +120,7 @@ def main() -> None:
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
         trainer = make_trainer(
-            models.load_scorer(args.base, kind),
+            models.load_scorer(args.base, kind, config.attention),
             tokenizer.pad_token_id,
             args=RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
             train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in encoded]),

@@ -111,10 +111,10 @@ def main() -> None:
         drawn = {}
         for name, adapter in args.policies:
             cli.log(f"sampling {SAMPLES} answers of {name} to {len(rows)} prompts")
-            model = models.load_adapter(args.base, adapter, kind)
+            model = models.load_adapter(args.base, adapter, kind, config.attention)
             drawn[name] = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
             del model  # one backbone in memory at a time
-        reward = sampling.load_reward(args.base, args.reward, kind)
+        reward = sampling.load_reward(args.base, args.reward, kind, config.attention)
         lines, found = [], {}
         for name, responses in drawn.items():
             flat = [(i, response) for i, own in enumerate(responses) for response in own]

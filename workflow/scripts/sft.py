@@ -87,7 +87,7 @@ def main() -> None:
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
         trainer = make_trainer(
-            model=models.load_causal(args.base, kind),
+            model=models.load_causal(args.base, kind, config.attention),
             args=SFTConfig(**arguments, completion_only_loss=True),
             train_dataset=Dataset.from_list(encoded),
             processing_class=tokenizer,

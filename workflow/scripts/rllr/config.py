@@ -124,7 +124,8 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     sections = [model.get(section)] if section != stage else []
     own = defaults.get(stage) if section != stage else None
     resolved = merge(defaults[section], own, *sections, model.get(stage))
-    resolved.setdefault("precision", model.get("precision", "auto"))
+    for key in ("precision", "attention"):
+        resolved.setdefault(key, model.get(key, "auto"))
     definitions = schema("model")["$defs"]
     required = {**definitions[section], "required": sorted(definitions[section]["properties"])}
     validate(resolved, {"$defs": definitions, **required}, f"{where}: {stage}")

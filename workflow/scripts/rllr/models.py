@@ -50,13 +50,29 @@ def load_tokenizer(folder: Path | str):
     return tokenizer
 
 
-def load_causal(folder: Path | str, kind: torch.dtype):
+def load(kind_of_model, folder: Path | str, kind: torch.dtype, attention: str, **extra):
+    """`from_pretrained` on a local folder with a chosen attention implementation.
+
+    Raises:
+        UserError: no model there, or the attention implementation is missing on this machine or in this model.
+    """
+    check_weights(folder)
+    register()
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    try:
+        return kind_of_model.from_pretrained(folder, dtype=kind, **chosen, **extra)
+    except (ImportError, ValueError) as error:
+        if not chosen:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"attention: {attention} cannot be had for {folder}: {reason}; use auto") from None
+
+
+def load_causal(folder: Path | str, kind: torch.dtype, attention: str = "auto"):
     """The frozen causal language model on the device, in `kind`."""
     from transformers import AutoModelForCausalLM
 
-    check_weights(folder)
-    register()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).to(device())
+    model = load(AutoModelForCausalLM, folder, kind, attention).to(device())
     return model.requires_grad_(False).eval()
 
 
@@ -68,15 +84,13 @@ class Fp32Head(torch.nn.Linear):
             return torch.nn.functional.linear(hidden.float(), self.weight.float())
 
 
-def load_scorer(folder: Path | str, kind: torch.dtype):
+def load_scorer(folder: Path | str, kind: torch.dtype, attention: str = "auto"):
     """The backbone with a one-output score head (`model.score`, fp32), in PEFT's SEQ_CLS layout."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    check_weights(folder)
-    register()
     logging.set_verbosity_error()  # the report of a new head and an unused language-model head: both expected
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=kind)
+    model = load(AutoModelForSequenceClassification, folder, kind, attention, num_labels=1)
     logging.set_verbosity_warning()
     model.score = Fp32Head(model.score.in_features, 1, bias=False)
     # Scores start near unit variance (Stiennon et al. 2020, appendix).
@@ -109,11 +123,11 @@ def cast_weights_not_activations(model) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def load_adapter(folder: Path | str, adapter: Path | str | None, kind: torch.dtype):
+def load_adapter(folder: Path | str, adapter: Path | str | None, kind: torch.dtype, attention: str = "auto"):
     """A causal model with a trained adapter merged into its weights, for generation."""
     from peft import PeftModel
 
-    model = load_causal(folder, kind)
+    model = load_causal(folder, kind, attention)
     if adapter is None:
         return model
     if kind == torch.float32:

@@ -19,6 +19,7 @@ class PredictConfig:
     stage: str
     seed: int
     precision: str
+    attention: str
     batch_size: int
     max_new_tokens: int
     cutoff: int

@@ -64,11 +64,11 @@ def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind
     return [found[i : i + samples] for i in range(0, len(found), samples)]
 
 
-def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype):
+def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto"):
     """A trained reward model: the backbone with its LoRA and score head, in eval mode on the device."""
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(models.load_scorer(base, kind), adapter)
+    model = PeftModel.from_pretrained(models.load_scorer(base, kind, attention), adapter)
     models.cast_weights_not_activations(model)
     return model.to(models.device()).eval()
 

@@ -27,6 +27,7 @@ class TrainingConfig:
     cutoff: int
     save_steps: int
     precision: str
+    attention: str
     gradient_checkpointing: bool
     lora: dict
 

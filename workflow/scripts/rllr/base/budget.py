@@ -5,7 +5,7 @@ one, which keeps T x T matrices). Symbols: H hidden size, I inner size, V vocabu
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rllr.cli import UserError, log
@@ -128,6 +128,8 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 1) -> dict[s
         `floor`: weights, adapters and their optimiser, whatever the batch; `peak`: with the longest rows allowed.
     """
     width, length = BYTES[config["precision"]], config["cutoff"]
+    if config["attention"] == "eager":
+        sizes = replace(sizes, eager=True)
     floor = sizes.parameters() * width
     if section == "predict":
         return {"floor": floor, "peak": OVERHEAD * (floor + generation(sizes, config["batch_size"], length, width))}

@@ -65,6 +65,7 @@ class Backbone:
         value_from: str | None,
         kind: torch.dtype,
         gradient_checkpointing: bool = False,
+        attention: str = "auto",
     ) -> None:
         self.kind = kind
         self.checkpointing = gradient_checkpointing
@@ -75,7 +76,7 @@ class Backbone:
             target_modules=list(lora["target_modules"]),
             task_type="CAUSAL_LM",
         )
-        self.model = get_peft_model(models.load_causal(folder, kind), fresh, adapter_name="policy")
+        self.model = get_peft_model(models.load_causal(folder, kind, attention), fresh, adapter_name="policy")
         self.plain = self.model.get_base_model()
         self.trunk = getattr(self.plain, self.plain.base_model_prefix)
         self.unembed = self.plain.get_output_embeddings()

@@ -33,6 +33,7 @@ class PPOConfig:
     stage: str
     seed: int
     precision: str
+    attention: str
     lora: dict
     learning_rate: float
     epochs: int
