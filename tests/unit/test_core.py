@@ -389,5 +389,5 @@ def test_the_attention_implementation_is_chosen_by_its_key(merged):
         found[attention] = model(input_ids=ids).logits, model.config._attn_implementation
     assert [found[a][1] for a in found] == ["sdpa", "sdpa", "eager"]
     assert torch.allclose(found["sdpa"][0], found["eager"][0], atol=1e-5)
-    with pytest.raises(UserError, match="attention: flash_attention_2 cannot be had for .*; use auto"):
+    with pytest.raises(UserError, match=r"attention: flash_attention_2 cannot be had for .*; use auto"):
         models.load_causal(merged, torch.float32, "flash_attention_2")
