@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test test-all lint bench-ppo unlock
+.PHONY: demo study test test-all test-slurm lint bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -39,10 +39,14 @@ study: $(ENV)/.ready
 	  --methods $(STUDIED) --out runs
 
 test: $(ENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-all: $(ENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slurm"
+
+# On a real one-node SLURM that the tests start as root (apt-get install slurm-wlm munge); writes /etc/slurm/slurm.conf.
+test-slurm: $(ENV)/.ready-dev
+	RLLR_TEST_SLURM=1 $(BIN)/python -m pytest -m slurm -rs
 
 lint: $(ENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -228,7 +228,7 @@ def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folde
     from rllr import sampling
     from rllr.predicting import PredictConfig
 
-    config = PredictConfig("m", "predict", 1, "fp32", 4, 6, 200, 3)
+    config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
     rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
     predictor = Predictor(config, merged, None, reward_folders["rm_rllr"])
     found = {}

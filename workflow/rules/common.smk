@@ -127,6 +127,41 @@ def stage_yaml(model, stage):
     return yaml.safe_dump({"model": model, **resolved}, sort_keys=False)
 
 
+def on_gpus(minutes, per_billion, processes=None):
+    """Resources of a job that trains or samples, by the model's size and its `launch` setting.
+
+    Time: `minutes` + `per_billion` for each billion of parameters, for one GPU of the 80 GB class; more of it with each
+    retry, which goes on from the last checkpoint. Memory: the weights on their way to the device, once a process.
+    """
+
+    def launched(wildcards):
+        setting = merge(DEFAULTS["launch"], model_config(wildcards.model).get("launch"))
+        return {**setting, "processes": processes, "nodes": 1, "fsdp": False} if processes else setting
+
+    def several_nodes(value):
+        """What only a job on several nodes asks for; None: not asked for."""
+        return lambda wildcards: value(launched(wildcards)) if launched(wildcards)["nodes"] > 1 else None
+
+    return {
+        "gpu": lambda wildcards: launched(wildcards)["processes"] * launched(wildcards)["nodes"],
+        "mem_mb": lambda wildcards: int(launched(wildcards)["processes"] * (4000 + 4500 * size(wildcards))),
+        "runtime": lambda wildcards, attempt: int(attempt * (minutes + per_billion * size(wildcards))),
+        "launch": lambda wildcards: "--processes {processes} --nodes {nodes} {fsdp}".format(
+            **{**launched(wildcards), "fsdp": "--fsdp" if launched(wildcards)["fsdp"] else ""}
+        ),
+        # One task a node, which starts the processes there.
+        "nodes": several_nodes(lambda setting: setting["nodes"]),
+        "tasks": several_nodes(lambda setting: setting["nodes"]),
+        "tasks_per_gpu": several_nodes(lambda setting: 0),
+        "mpi": several_nodes(lambda setting: "srun"),
+    }
+
+
+def size(wildcards):
+    """Billions of parameters."""
+    return model_config(wildcards.model)["base"].get("size", 8)
+
+
 def program(name):
     """Path of a stage's program."""
     return str(PROGRAMS / name)
@@ -172,6 +207,9 @@ def check_targets():
             if match[2] not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
                 raise UserError(f"unknown method {match[2]!r}; known: {', '.join(REWARD_MODELS)}")
 
+
+# Starts a stage's program on free GPUs, in as many processes as its resources say.
+LAUNCH = f"python {shlex.quote(program('launch.py'))}"
 
 config["overrides"] = typed(config["overrides"])
 DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")

@@ -18,6 +18,7 @@ rule curves:
         "results/{model}/{stage}/logs/curves.log",
     benchmark:
         "results/{model}/{stage}/logs/curves.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -51,6 +52,7 @@ rule confusion:
         "results/{model}/{method}/logs/confusion.log",
     benchmark:
         "results/{model}/{method}/logs/confusion.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -83,6 +85,7 @@ rule pairs:
         "results/{model}/{reward_model}/logs/pairs.log",
     benchmark:
         "results/{model}/{reward_model}/logs/pairs.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -115,6 +118,7 @@ rule reliability:
         "results/{model}/{reward_model}/logs/reliability.log",
     benchmark:
         "results/{model}/{reward_model}/logs/reliability.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1

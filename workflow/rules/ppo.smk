@@ -28,9 +28,7 @@ rule ppo:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        gpu=1,
-        mem_mb=24000,
-        runtime=48 * 60,
+        **on_gpus(minutes=60, per_billion=240),
     params:
         out=lambda wildcards, output: Path(output.log).parent,
         rewards=lambda wildcards: f"results/{wildcards.model}",
@@ -38,5 +36,5 @@ rule ppo:
     message:
         "PPO: {wildcards.ppo_method} of {wildcards.model}"
     shell:
-        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--rewards {params.rewards:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -22,13 +22,11 @@ rule predict:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=12 * 60,
+        **on_gpus(minutes=30, per_billion=60, processes=1),
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "python {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
         "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
         "2>&1 | tee {log:q}"
 
@@ -45,6 +43,7 @@ rule metrics:
         "results/{model}/{method}/logs/metrics.log",
     benchmark:
         "results/{model}/{method}/logs/metrics.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -81,8 +80,8 @@ rule export:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        mem_mb=32000,
-        runtime=60,
+        mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
+        runtime=lambda wildcards: int(15 + 10 * size(wildcards)),
     message:
         "A standalone model of {wildcards.method} of {wildcards.model}"
     shell:

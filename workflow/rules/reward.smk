@@ -29,16 +29,14 @@ rule reward_model:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=24 * 60,
+        **on_gpus(minutes=60, per_billion=120),
     params:
         out=lambda wildcards, output: Path(output.log).parent,
         data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "Training reward model {wildcards.reward_model} of {wildcards.model}"
     shell:
-        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -63,9 +61,7 @@ rule reward_quality:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=4 * 60,
+        **on_gpus(minutes=30, per_billion=30, processes=1),
     params:
         policies=lambda wildcards: [
             "sft_wrat",
@@ -74,6 +70,6 @@ rule reward_quality:
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policy's samples"
     shell:
-        "python {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
+        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
         "--policies {params.policies:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.quality:q} "
         "> {log:q} 2>&1"

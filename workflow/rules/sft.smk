@@ -24,15 +24,13 @@ rule sft:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        gpu=1,
-        mem_mb=16000,
-        runtime=24 * 60,
+        **on_gpus(minutes=60, per_billion=180),
     params:
         out=lambda wildcards, output: Path(output.log).parent,
     message:
         "Training {wildcards.stage} of {wildcards.model}"
     shell:
-        "python {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
+        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
         "--tasks {input.tasks:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -52,8 +50,8 @@ rule merge:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        mem_mb=16000,
-        runtime=60,
+        mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
+        runtime=lambda wildcards: int(15 + 10 * size(wildcards)),
     message:
         "Merging the adapter of sft_wrat into {wildcards.model}"
     shell:

@@ -23,6 +23,7 @@ rule summary:
         "results/logs/summary.log",
     benchmark:
         "results/logs/summary.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -85,6 +86,7 @@ rule report:
         "results/logs/report.log",
     benchmark:
         "results/logs/report.benchmark.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1

@@ -76,11 +76,11 @@ def main() -> None:
         INTRO,
         section("config.yaml", config["description"], table(config, config, load_yaml(ROOT / "config/config.yaml"))),
     ]
-    own = {
-        "properties": {k: v for k, v in model["properties"].items() if k in ("base", "template", "data", "precision")}
-    }
+    sections = ["lora", "launch", *dict.fromkeys(SECTIONS.values())]
+    stages_and_sections = {*sections, *SECTIONS}
+    own = {"properties": {k: v for k, v in model["properties"].items() if k not in stages_and_sections}}
     parts.append(section("models/&lt;model&gt;.yaml", model["description"], table(own, model)))
-    for name in ["lora", *dict.fromkeys(SECTIONS.values())]:
+    for name in sections:
         used = [stage for stage, kind_of in SECTIONS.items() if kind_of == name and stage != name]
         text = (
             f"Defaults from stages.yaml. Stages of this kind: {', '.join(used)}."

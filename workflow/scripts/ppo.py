@@ -206,12 +206,9 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
 
     main_process = ranks.rank() == 0
     folder = args.out / "checkpoints"
-    if main_process:
-        inputs = [args.config, args.base, args.data / "unsupervised.jsonl", *folders.values()]
-        checkpoints.prepare(folder, checkpoints.fingerprint(inputs, tau=tau, processes=ranks.world()))
-    ranks.barrier()
+    checkpoints.prepare(folder, [args.config, args.base, args.data / "unsupervised.jsonl", *folders.values()], tau=tau)
     history, samples, best = [], [], {"accuracy": -1.0, "iteration": 0}
-    newest = checkpoints.latest(folder)
+    newest = ranks.on_first(lambda: checkpoints.latest(folder))
     if newest:
         history, samples, best = load(newest, trainer)
 

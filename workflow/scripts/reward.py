@@ -31,25 +31,46 @@ def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
     encoded = []
     for row in rows:
         chosen, rejected = (encoder.response(text) for text in row["output"])
-        prompt = encoder.prompt(row, room=max(len(chosen), len(rejected)))
-        encoded.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected})
+        longer = max(len(chosen), len(rejected))
+        prompt = encoder.prompt(row, room=longer)
+        ids = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
+        encoded.append({**ids, "length": len(prompt) + longer})
     return encoded
+
+
+def blank(eos: int) -> dict:
+    """A pair of equal sides: it fills up batches and weighs nothing."""
+    return {"chosen_ids": [eos], "rejected_ids": [eos], "length": 1}
 
 
 def make_trainer(model, pad: int, **arguments):
     """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone."""
+    import torch
     from trl import RewardTrainer
 
+    from rllr import ranks
+    from rllr.batches import EveryRowOnce
     from rllr.reward import pairwise_loss, response_scores
 
-    class PairTrainer(RewardTrainer):
+    def differ(ids):  # (2B, T) chosen, then rejected -> (B,) bool: all but blank pairs
+        chosen, rejected = ids.chunk(2)
+        return (chosen != rejected).any(1)
+
+    class PairTrainer(EveryRowOnce, RewardTrainer):
+        def items(self, batch) -> int:
+            return differ(batch["input_ids"]).sum()
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             model(**inputs, use_cache=False)
             chosen, rejected = captured["scores"].squeeze(-1).chunk(2)
             chosen_ids, rejected_ids = inputs["input_ids"].chunk(2)
             wins = response_scores(chosen, chosen_ids != pad) > response_scores(rejected, rejected_ids != pad)
-            self._metrics["train"]["pair_accuracy"].append(wins.float().mean().item())
-            return pairwise_loss(chosen, rejected, chosen_ids, rejected_ids, pad).mean()
+            real = differ(inputs["input_ids"])
+            right, pairs = ranks.total(torch.stack([(wins & real).sum(), real.sum()]).float()).tolist()
+            if pairs:
+                self._metrics["train"]["pair_accuracy"].append(right / pairs)
+            losses = pairwise_loss(chosen, rejected, chosen_ids, rejected_ids, pad)
+            return losses.sum() / num_items_in_batch * self.accelerator.num_processes
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
     # the call still goes through whatever wraps the model (DDP).
@@ -103,19 +124,20 @@ def main() -> None:
     from transformers import set_seed
     from trl import RewardConfig
 
-    from rllr import checkpoints, models
+    from rllr import checkpoints, models, ranks
     from rllr.base import budget
 
+    ranks.start()
     with stage_lock(args.out):
         folder = args.out / "checkpoints"
         kind = models.dtype(config.precision)
         tokenizer = models.load_tokenizer(args.base)
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder)
-        lengths = [len(ids) for row in encoded for ids in row.values()]
+        lengths = [len(row[side]) for row in encoded for side in ("chosen_ids", "rejected_ids")]
         encoder.report(str(train_file), lengths)
         budget.check(args.base, asdict(config), "reward", int(config.epochs * sum(lengths)), args.out)
-        checkpoints.prepare(folder, checkpoints.fingerprint([args.config, args.base, train_file]))
+        checkpoints.prepare(folder, [args.config, args.base, train_file])
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
@@ -123,7 +145,7 @@ def main() -> None:
             models.load_scorer(args.base, kind, config.attention),
             tokenizer.pad_token_id,
             args=RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
-            train_dataset=Dataset.from_list([{**row, "length": max(map(len, row.values()))} for row in encoded]),
+            train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
             processing_class=tokenizer,
             peft_config=models.lora_config(config.lora, "SEQ_CLS"),
         )
@@ -134,8 +156,9 @@ def main() -> None:
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         with models.autocast(kind):
             metrics, scored = evaluate(model, held_out, Encoder(tokenizer, config.cutoff), 2 * config.micro_batch_size)
-        write_jsonl(args.out / "pair_scores.jsonl", scored)
-        write_json(args.out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})
+        if ranks.rank() == 0:
+            write_jsonl(args.out / "pair_scores.jsonl", scored)
+            write_json(args.out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})
         cli.log(f"pair accuracy {metrics['pair_accuracy']:.3f}, mean margin {metrics['mean_margin']:.2f}")
         finish(folder)
 

@@ -27,8 +27,14 @@ def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
     for row in rows:
         response = encoder.response(row["output"])
         prompt = encoder.prompt(row, room=len(response))
-        encoded.append({"input_ids": prompt + response, "completion_mask": [0] * len(prompt) + [1] * len(response)})
+        mask = [0] * len(prompt) + [1] * len(response)
+        encoded.append({"input_ids": prompt + response, "completion_mask": mask, "length": len(mask)})
     return encoded
+
+
+def blank(eos: int) -> dict:
+    """A row without response tokens: it fills up batches and weighs nothing."""
+    return {"input_ids": [eos, eos], "completion_mask": [0, 0], "length": 2}
 
 
 def make_trainer(**arguments):
@@ -36,14 +42,18 @@ def make_trainer(**arguments):
     from torch.nn import functional as F
     from trl import SFTTrainer
 
-    class ResponseTrainer(SFTTrainer):
+    from rllr.batches import EveryRowOnce
+
+    class ResponseTrainer(EveryRowOnce, SFTTrainer):
+        def items(self, batch) -> int:
+            return (batch["labels"][:, 1:] != -100).sum()
+
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs.pop("labels")
             rows, places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
             predicting["positions"] = rows, places
             logits = model(**inputs, use_cache=False).logits  # (N, V), N response tokens
             loss = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="sum") / num_items_in_batch
-            # `num_items_in_batch` counts the tokens of all processes, and DDP averages their gradients.
             return loss * self.accelerator.num_processes
 
     # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
@@ -70,9 +80,10 @@ def main() -> None:
     from transformers import set_seed
     from trl import SFTConfig
 
-    from rllr import checkpoints, models
+    from rllr import checkpoints, models, ranks
     from rllr.base import budget
 
+    ranks.start()
     with stage_lock(args.out):
         folder = args.out / "checkpoints"
         kind = models.dtype(config.precision)
@@ -82,14 +93,14 @@ def main() -> None:
         encoder.report(str(args.data), [len(row["input_ids"]) for row in encoded])
         tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
         budget.check(args.base, asdict(config), "sft", tokens, args.out)
-        checkpoints.prepare(folder, checkpoints.fingerprint([args.config, args.base, args.data]))
+        checkpoints.prepare(folder, [args.config, args.base, args.data])
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
         trainer = make_trainer(
             model=models.load_causal(args.base, kind, config.attention),
-            args=SFTConfig(**arguments, completion_only_loss=True),
-            train_dataset=Dataset.from_list(encoded),
+            args=SFTConfig(**arguments, completion_only_loss=True, remove_unused_columns=False),
+            train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
             processing_class=tokenizer,
             peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
         )

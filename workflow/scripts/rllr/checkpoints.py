@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from rllr import ranks
 from rllr.cli import log
 from rllr.files import sha256, write_json
 
@@ -32,8 +33,12 @@ def fingerprint(inputs: Iterable[Path | str], **settings: object) -> str:
     return digest.hexdigest()
 
 
-def prepare(folder: Path, mark: str) -> None:
-    """Make `folder` ready for a stage with fingerprint `mark`; checkpoints of another fingerprint are removed."""
+def prepare(folder: Path, inputs: Iterable[Path | str], **settings: object) -> None:
+    """Make `folder` ready for a stage; checkpoints of another fingerprint are removed. By the first process alone."""
+    ranks.on_first(lambda: _prepare(folder, fingerprint(inputs, processes=ranks.world(), **settings)))
+
+
+def _prepare(folder: Path, mark: str) -> None:
     stamp = folder / "fingerprint.json"
     if folder.exists() and (not stamp.is_file() or stamp.read_text() != json.dumps(mark, indent=2) + "\n"):
         log(f"{folder}: checkpoints of another configuration, data or code; starting afresh")

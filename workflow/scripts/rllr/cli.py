@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
@@ -49,7 +50,11 @@ def machine_fault(error: BaseException) -> str | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program's main. A user's error or a machine's fault ends in one line and exit code 1."""
+    """Run a program's main. A user's error or a machine's fault ends in one line and exit code 1.
+
+    Of several processes the one at fault speaks: the others, which fail for want of it, are stopped meanwhile.
+    """
+    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads soon give the core up: spinning, a job slows down tenfold beside a busy neighbour.
@@ -61,10 +66,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
+        time.sleep(5.0 if rank else 0.0)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        time.sleep(10.0 if several else 0.0)
         fault = machine_fault(error)
         if fault is None:
             raise
@@ -72,5 +79,6 @@ def run(main: Callable[[], None]) -> None:
 
 
 def log(message: str) -> None:
-    """One line of the stage's log (standard error, at once)."""
-    print(message, file=sys.stderr, flush=True)
+    """One line of the stage's log (standard error, at once); of several processes the first speaks."""
+    if not int(os.environ.get("RANK", 0)):
+        print(message, file=sys.stderr, flush=True)

@@ -105,11 +105,15 @@ def sha256(path: Path | str) -> str:
 def stage_lock(folder: Path | str) -> Iterator[None]:
     """Hold the lock of a stage folder, so that two programs never write to it at once.
 
-    The operating system drops the lock with the process, so a killed program leaves nothing to clean up.
+    The operating system drops the lock with the process, so a killed program leaves nothing to clean up. Of several
+    processes of one program the first holds it, which alone writes.
 
     Raises:
         UserError: another process holds it.
     """
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
     Path(folder).mkdir(parents=True, exist_ok=True)
     lock = FileLock(Path(folder) / ".lock")
     try:

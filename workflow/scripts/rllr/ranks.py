@@ -1,9 +1,13 @@
 """Several processes: who writes, who waits, and sums over all of them. With one process all of this does nothing."""
 
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
+
+# torch is imported where it is used: programs look at their input first.
 
 
 def rank() -> int:
@@ -15,22 +19,40 @@ def world() -> int:
 
 
 def start() -> None:
-    """Join the other processes that `accelerate launch` or torchrun started (gloo on CPU, nccl on GPUs)."""
-    if world() > 1 and not dist.is_initialized():
+    """Join the other processes that `accelerate launch` started (gloo on CPU, nccl on GPUs)."""
+    if world() == 1:
+        return
+    import torch
+
+    if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def barrier() -> None:
     if world() > 1:
-        dist.barrier()
+        import torch
+
+        torch.distributed.barrier()
 
 
-def total(tensor: torch.Tensor) -> torch.Tensor:
+def on_first(function: Callable[[], Any]) -> Any:
+    """`function()`, called by the first process alone; the others wait and get its value."""
+    value = [function() if rank() == 0 else None]
+    if world() > 1:
+        import torch
+
+        torch.distributed.broadcast_object_list(value)
+    return value[0]
+
+
+def total(tensor: "torch.Tensor") -> "torch.Tensor":
     """Sum of `tensor` over all processes."""
     if world() > 1:
-        dist.all_reduce(tensor)
+        import torch
+
+        torch.distributed.all_reduce(tensor)
     return tensor
 
 
@@ -38,6 +60,8 @@ def gather(value: list) -> list:
     """The processes' lists, one after the other, on every process."""
     if world() == 1:
         return value
+    import torch
+
     parts = [None] * world()
-    dist.all_gather_object(parts, value)
+    torch.distributed.all_gather_object(parts, value)
     return [item for part in parts for item in part]

@@ -32,7 +32,7 @@ def pairwise_loss(
         chosen, rejected: (B, T) per-token scores, right-padded. chosen_ids, rejected_ids: (B, T) token ids.
 
     Returns:
-        (B,) losses.
+        (B,) losses; 0 for a pair of equal sides.
     """
     positions = torch.arange(chosen.shape[1], device=chosen.device)
     ends = torch.stack([(ids != pad).sum(1) for ids in (chosen_ids, rejected_ids)])  # (2, B) lengths
@@ -40,7 +40,7 @@ def pairwise_loss(
     first = (chosen_ids != rejected_ids).float().argmax(1)
     span = (positions >= first[:, None]) & (positions < ends.max(0).values[:, None])
     losses = -F.logsigmoid(held[0] - held[1])
-    return (losses * span).sum(1) / span.sum(1)
+    return (losses * span).sum(1) / span.sum(1).clamp(min=1)  # equal sides: no span, no loss
 
 
 def pad_right(sequences: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:

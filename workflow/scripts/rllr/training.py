@@ -5,7 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from rllr import checkpoints
+from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, write_jsonl
 
@@ -48,11 +48,10 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
 def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
     """Arguments of trl's SFTConfig and RewardConfig alike; logs the batch arithmetic."""
     import math
-    import os
 
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = ranks.world()
     steps_per_batch = accumulation(config.batch_size, config.micro_batch_size, processes)
     steps = math.ceil(math.ceil(rows / config.batch_size) * config.epochs)
     log(
@@ -77,8 +76,6 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
         "seed": config.seed,
         "data_seed": config.seed,
         "max_length": None,
-        # Rows of one length go together within each optimiser batch, whose rows stay as drawn: little padding.
-        "train_sampling_strategy": "batch_rebalance",
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
@@ -88,13 +85,18 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
 
 
 def train(trainer, folder: Path, out: Path) -> None:
-    """Train to the end, from the newest whole checkpoint if there is one, then write adapter/ and train_log.jsonl."""
+    """Train to the end, from the newest whole checkpoint if there is one, then write adapter/ and train_log.jsonl.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
     from transformers import TrainerCallback
 
     class Keeper(TrainerCallback):
         """Seals each checkpoint and keeps the log on disk as it grows."""
 
         def on_save(self, args, state, control, **kwargs):
+            ranks.barrier()  # every process has a file of its own in the checkpoint
             if state.is_world_process_zero:
                 checkpoints.seal(folder / f"checkpoint-{state.global_step}")
                 checkpoints.rotate(folder)
@@ -104,20 +106,24 @@ def train(trainer, folder: Path, out: Path) -> None:
                 write_jsonl(out / "train_log.jsonl", state.log_history)
 
     trainer.add_callback(Keeper())
-    newest = checkpoints.latest(folder)
+    newest = ranks.on_first(lambda: checkpoints.latest(folder))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if not trainer.is_world_process_zero():
-        return
     if not all(abs(row["loss"]) < float("inf") for row in trainer.state.log_history if "loss" in row):
         raise UserError("the training loss is not finite; lower the learning rate or use another precision")
-    write_jsonl(out / "train_log.jsonl", trainer.state.log_history)
-    save_adapter(trainer.accelerator.unwrap_model(trainer.model), out / "adapter")
+    state = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP every process gives its part
+    if ranks.rank() == 0:
+        write_jsonl(out / "train_log.jsonl", trainer.state.log_history)
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), out / "adapter", state=state)
 
 
-def save_adapter(model, folder: Path, name: str = "default") -> None:
-    """Write one LoRA adapter in PEFT's format, whole or not at all."""
+def save_adapter(model, folder: Path, name: str = "default", state: dict | None = None) -> None:
+    """Write one LoRA adapter in PEFT's format, whole or not at all.
+
+    Args:
+        state: the model's state dict, where it is not to be read from the model itself.
+    """
     with atomic_dir(folder) as temporary:
-        model.save_pretrained(str(temporary), selected_adapters=[name])
+        model.save_pretrained(str(temporary), selected_adapters=[name], state_dict=state)
         nested = temporary / name
         if name != "default" and nested.is_dir():
             for file in nested.iterdir():
@@ -132,4 +138,6 @@ def save_adapter(model, folder: Path, name: str = "default") -> None:
 
 def finish(folder: Path) -> None:
     """Remove the checkpoints of a finished stage."""
-    shutil.rmtree(folder, ignore_errors=True)
+    ranks.barrier()
+    if ranks.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)

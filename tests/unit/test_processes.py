@@ -1,0 +1,200 @@
+"""Several processes: the launcher, GPU leases, and two processes against one over whole SFT and reward-model runs."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import launch
+from rllr.cli import UserError
+from rllr.config import load_yaml, stage_config
+from rllr.files import write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "workflow/scripts"
+
+
+# Batches
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_every_row_comes_once_an_epoch_whatever_the_processes(data):
+    from rllr.batches import OptimiserBatches
+
+    processes = data.draw(st.integers(1, 3))
+    accumulation, micro = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=60))
+    rows, batch_size = len(lengths), processes * accumulation * micro
+    samplers = [
+        OptimiserBatches([*lengths, 1], batch_size, accumulation, processes, rank, seed=3) for rank in range(processes)
+    ]
+    for epoch in range(2):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        micro_batches = [list(sampler) for sampler in samplers]
+        assert {len(batches) for batches in micro_batches} == {len(samplers[0])}  # nobody waits for the others
+        assert all(batch for batches in micro_batches for batch in batches)
+        seen = [row for batches in micro_batches for batch in batches for row in batch if row != rows]
+        assert sorted(seen) == list(range(rows))
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(3 + epoch)).tolist()
+        for step, start in enumerate(range(0, rows, batch_size)):
+            part = slice(step * accumulation, (step + 1) * accumulation)
+            found = [row for batches in micro_batches for batch in batches[part] for row in batch if row != rows]
+            assert sorted(found) == sorted(order[start : start + batch_size])  # the batch does not depend on processes
+
+
+# Whole runs
+
+CONFIG = {"epochs": 2, "batch_size": 8, "micro_batch_size": 2, "save_steps": 3, "gradient_checkpointing": True}
+
+
+@pytest.fixture
+def stage(tmp_path, merged):
+    """A folder with data whose last batch has fewer rows than there are micro-batches; runs a stage in it."""
+    generator = random.Random(0)
+    write_json(tmp_path / "tasks.json", {"reviews": {"kind": "label", "labels": ["negative", "positive"]}})
+
+    def row(i: int) -> dict:
+        text = " ".join(generator.choices(["fine", "dull", "a", "film", "quite", "acting"], k=generator.randint(1, 12)))
+        return {"id": str(i), "task": "reviews", "instruction": "Good?", "input": text, "label": "positive"}
+
+    said = [f"It is {word}.\nLabel: {label}" for word, label in (("fine", "positive"), ("dull", "negative"))]
+    rows = [row(i) for i in range(18)]
+    write_jsonl(tmp_path / "sft.jsonl", [{**r, "output": said[0]} for r in rows])
+    pairs = [{**r, "output": said} for r in rows]
+    for name in ("rllr_reward_train", "label_sensitive_pairs_for_test"):
+        write_jsonl(tmp_path / f"{name}.jsonl", pairs)
+
+    def run(name: str, processes: int, **changes) -> subprocess.CompletedProcess:
+        defaults, tiny = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
+        section = {"sft_wrat": "sft", "rm_rllr": "reward"}[name]
+        tiny[section] |= CONFIG | changes
+        config = {"model": "tiny", **stage_config(defaults, tiny, name, 1, "x")}
+        out = tmp_path / f"{name}-{processes}"
+        out.mkdir()
+        (out / "config.yaml").write_text(yaml.safe_dump(config))
+        data = ["--data", "sft.jsonl", "--tasks", "tasks.json"] if section == "sft" else ["--data", "."]
+        command = [
+            sys.executable, PROGRAMS / "launch.py", "--processes", str(processes), PROGRAMS / f"{section}.py",
+            "--config", out / "config.yaml", "--base", merged, *data, "--out", out,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    run.folder = tmp_path
+    return run
+
+
+@pytest.mark.parametrize("name", ["sft_wrat", "rm_rllr"])
+def test_two_processes_equal_one_over_a_whole_run(stage, name):
+    losses, adapters = [], []
+    for processes in (1, 2):
+        done = stage(name, processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("batch: 2 rows") == 1  # one process speaks
+        assert f"x {processes} processes = 8; 18 rows x 2 epochs = 6 optimiser steps" in done.stderr
+        out = stage.folder / f"{name}-{processes}"
+        assert not (out / "checkpoints").exists()
+        log = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in log if "loss" in row])
+        adapters.append(load_file(out / "adapter/adapter_model.safetensors"))
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for key, value in adapters[0].items():
+        assert (adapters[1][key] - value).abs().max() < 2e-5, key
+    if name == "rm_rllr":
+        scores = [json.loads((stage.folder / f"{name}-{n}/metrics.json").read_text())["mean_margin"] for n in (1, 2)]
+        assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_uneven_settings_end_at_once_in_one_line(stage):
+    done = stage("sft_wrat", 2, batch_size=6)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert lines == ["error: batch_size 6 is not a multiple of micro_batch_size 2 x 2 processes"]
+
+
+# The launcher
+
+
+def test_one_process_takes_the_launchers_place(tmp_path):
+    code = "import os, sys; print(os.getpid(), sys.argv[1:]); sys.exit(7)"
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, PROGRAMS / "launch.py", tmp_path / "program.py", "--out", "x y"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output, _ = started.communicate(timeout=60)
+    assert started.returncode == 7 and output.split(maxsplit=1) == [str(started.pid), "['--out', 'x y']\n"]
+
+
+def test_gpus_are_leased_to_one_program_at_a_time(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import launch, os, pathlib\n"
+        "print(*launch.lease(int(sys.argv[3]), ['0', '1', '2'], pathlib.Path(sys.argv[2]), 0.05), flush=True)\n"
+        "os.execvp('cat', ['cat'])"  # holds the lease until its standard input ends
+    )
+
+    def start(count):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(PROGRAMS), str(tmp_path), str(count)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    first = start(2)
+    assert first.stdout.readline() == "0 1\n"
+    second = start(1)
+    assert second.stdout.readline() == "2\n"
+    third = start(2)
+    assert third.stderr.readline() == "waiting for 2 free GPU(s) of 3\n"
+    first.kill()  # a killed program holds nothing
+    assert third.stdout.readline() == "0 1\n"
+    for process in (first, second, third):
+        process.communicate(timeout=20)
+    with pytest.raises(UserError, match="4 GPUs asked for, this machine has 3"):
+        launch.lease(4, ["0", "1", "2"], tmp_path)
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_accelerate_accepts_the_options(nodes, fsdp):
+    """Its own parser and checks; what the processes then read from their environment."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    slurm = {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_JOB_ID": "40123", "SLURM_PROCID": "1"}
+    options = launch.accelerate_arguments(4, nodes, fsdp, slurm)
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*options, "sft.py", "--out", "x"]))
+    environment = prepare_multi_gpu_env(args)
+    assert args.num_processes == 4 * nodes and args.num_machines == nodes and args.use_fsdp == fsdp
+    assert (args.training_script, args.training_script_args) == ("sft.py", ["--out", "x"])
+    if nodes == 2:
+        assert (args.main_process_ip, args.machine_rank) == ("10.0.0.1", 1)
+        assert 1024 < args.main_process_port < 65536
+    if fsdp:
+        expected = {
+            "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+            "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        }  # fmt: skip
+        assert {key: environment.get(key) for key in expected} == expected
+        from accelerate.utils import FullyShardedDataParallelPlugin
+
+        with pytest.MonkeyPatch.context() as patch:
+            for key, value in environment.items():
+                patch.setenv(key, value)
+            plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+
+
+def test_several_nodes_need_slurm(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    with pytest.raises(UserError, match="several nodes need a SLURM job"):
+        launch.on_every_node(2)

@@ -1,0 +1,53 @@
+"""Optimiser batches for trl's trainers: every row once an epoch, whatever the number of processes."""
+
+import torch
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+
+class OptimiserBatches(BatchRebalanceSampler):
+    """Micro-batches of rows of about one length, sorted within each optimiser batch, whose rows stay as drawn.
+
+    The last batch is filled up with the blank row, which weighs nothing; transformers' own sampler doubles rows there.
+
+    Args:
+        lengths: tokens of each row of the dataset; the last row is the blank one.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, accumulation: int, processes: int, rank: int, seed: int):
+        rows = len(lengths) - 1
+        super().__init__(lengths[:-1], batch_size, processes, accumulation, seed=seed, rank=rank, drop_last=False)
+        self.lengths = lengths
+        self.rows = rows
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.rows, generator=generator).tolist()
+        groups = self.dp_size * self.grad_accum
+        for start in range(0, self.rows, self.effective_batch_size):
+            batch = order[start : start + self.effective_batch_size]
+            yield from self._yield_global_batch(batch + [self.rows] * (groups - len(batch)))
+
+
+class EveryRowOnce:
+    """Mixin for a trl trainer: `OptimiserBatches`, and a loss normalised over the whole optimiser batch.
+
+    `compute_loss` returns a sum divided by `num_items_in_batch`, which counts over all processes, times the number of
+    processes, because DDP averages gradients.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def _get_train_sampler(self, train_dataset=None) -> OptimiserBatches:
+        args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
+        return OptimiserBatches(
+            dataset["length"],
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.gradient_accumulation_steps,
+            args.world_size,
+            args.process_index,
+            args.seed,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        count = torch.tensor(sum(self.items(batch) for batch in batch_samples), device=device)
+        return self.accelerator.reduce(count)
