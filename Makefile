@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test test-all test-slurm lint bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -47,6 +47,10 @@ test-all: $(ENV)/.ready-dev
 # On a real one-node SLURM that the tests start as root (apt-get install slurm-wlm munge); writes /etc/slurm/slurm.conf.
 test-slurm: $(ENV)/.ready-dev
 	RLLR_TEST_SLURM=1 $(BIN)/python -m pytest -m slurm -rs
+
+# Twenty kills at random moments instead of the three of `make test`.
+soak: $(ENV)/.ready-dev
+	RLLR_KILLS=20 $(BIN)/python -m pytest tests/workflow/test_faults.py -k random -s
 
 lint: $(ENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -143,12 +143,11 @@ class Cluster:
         return "".join(file.read_text()[-2000:] for file in (self.base / "log").glob("*.log"))
 
     def jobs(self) -> list[dict[str, str]]:
-        """Every job so far, as `scontrol` shows it."""
-        text = self.ask("scontrol", "show", "job", "--oneliner", "--all")
-        return [
-            dict(part.split("=", 1) for part in line.split() if "=" in part)
-            for line in text.splitlines() if line.startswith("JobId=")
-        ]  # fmt: skip
+        """Every job so far, oldest first: id, state, time limit, partition, CPUs, and what it asked for as a whole."""
+        keys = ["JobID", "State", "TimeLimit", "Partition", "NumCPUs", "tres-per-job"]
+        text = self.ask("squeue", "--states=all", "--noheader", "-O", ",".join(f"{key}:|" for key in keys))
+        jobs = [dict(zip(keys, line.split("|"), strict=False)) for line in text.splitlines()]
+        return sorted(jobs, key=lambda job: int(job["JobID"]))
 
     def running(self) -> list[str]:
         return self.ask("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()

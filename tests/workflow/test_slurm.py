@@ -93,11 +93,11 @@ def test_the_whole_dag_runs_as_jobs(finished, cluster, tmp_path):
         assert metrics["n"] == expected["n"] and metrics["tasks"].keys() == expected["tasks"].keys()
     jobs = cluster.jobs()[before:]
     # prepare, base, 2 SFT, merge, 2 reward models, PPO, 2 predictions; configs and metrics are made here.
-    assert len(jobs) == 10 and {job["JobState"] for job in jobs} == {"COMPLETED"}
-    with_gpu = [job for job in jobs if "gpu" in job.get("TresPerJob", "")]
+    assert len(jobs) == 10 and {job["State"] for job in jobs} == {"COMPLETED"}
+    with_gpu = [job for job in jobs if "gpu" in job["tres-per-job"]]
     assert len(with_gpu) == 7
     assert {job["Partition"] for job in jobs} == {"toy"} and {job["NumCPUs"] for job in jobs} <= {"1", "2"}
-    assert {job["TimeLimit"] for job in with_gpu} == {"01:00:00", "00:30:00"}  # by stage, for a tiny model
+    assert {job["TimeLimit"] for job in with_gpu} == {"1:00:00", "30:00"}  # by stage, for a tiny model
     again = Submitted(run, cluster, "--dry-run", "--", *targets).end()
     assert again[0] == 0 and "Nothing to be done" in again[1]
 
@@ -132,8 +132,8 @@ def test_a_job_past_its_time_is_given_more_and_resumes(again, cluster):
     submitted = held_at_its_first_checkpoint(again, cluster, "--set-resources", "sft:runtime=attempt")
     code, output = submitted.end()
     assert code == 0, output
-    states = [(job["JobState"], job["TimeLimit"]) for job in cluster.jobs()[before:]]
-    assert states == [("TIMEOUT", "00:01:00"), ("COMPLETED", "00:02:00")]
+    states = [(job["State"], job["TimeLimit"]) for job in cluster.jobs()[before:]]
+    assert states == [("TIMEOUT", "1:00"), ("COMPLETED", "2:00")]
     assert "resuming from" in (again.folder / "results/tiny/sft_wrat/logs/train.log").read_text()
 
 

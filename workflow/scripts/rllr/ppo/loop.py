@@ -91,6 +91,7 @@ class Batch:
     values: torch.Tensor
     advantages: torch.Tensor  # whitened
     returns: torch.Tensor
+    value_loss: torch.Tensor | None  # sum over response tokens, where `learn_values` has seen to it
 
 
 @dataclass
@@ -195,14 +196,38 @@ class Trainer:
         old = torch.tensor([p + [0.0] * (width - len(p)) for p in rollout.logprobs], device=device)
         mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
         reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
-        values = self.forward(rollout, self.backbone.values)
         rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
+        if config.updates * config.update_epochs == 1:
+            values, loss = self.learn_values(rollout, rewards, mask)
+        else:
+            values, loss = self.forward(rollout, self.backbone.values), None
         advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
-        batch = Batch(rollout, texts, mask, old, values, whiten(advantages, mask), advantages + values)
+        batch = Batch(rollout, texts, mask, old, values, whiten(advantages, mask), advantages + values, loss)
         kl, n = ranks.total(
             torch.stack([((old - reference) * mask).sum(), mask.new_tensor(len(mask), dtype=torch.float)])
         )
         return batch, {"kl": (kl / n).item(), "beta": self.kl.beta, "samples": int(n)}
+
+    def learn_values(
+        self, rollout: Rollout, rewards: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The values (B, R) and the value loss's gradient of the batch's only optimiser step, from one pass.
+
+        Until that step old and new values are the same, and a response's returns need no other response's values.
+        """
+        config, values, total = self.config, torch.zeros_like(rewards), torch.zeros((), device=rewards.device)
+        tokens = ranks.total(mask.sum().float())
+        for micro in self.micro_batches(list(range(len(mask)))):
+            sequences = self.sequences(rollout, micro)
+            width = sequences.mask.shape[1]
+            new, kept = self.backbone.values(sequences), mask[micro, :width]
+            old = new.detach()
+            returns = gae(rewards[micro, :width], old, kept, config.gamma, config.gae_lambda) + old
+            loss = value_loss(new, old, returns, kept, config.value_clip)
+            self.backward(config.value_coef * loss / tokens, "value loss", rollout, micro)
+            values[micro, :width] = old
+            total += loss.detach()
+        return values, total
 
     # 4. optimise
 
@@ -232,8 +257,7 @@ class Trainer:
         config = self.config
         tokens = ranks.total(batch.mask[rows].sum().float())
         sums = torch.zeros(4, device=self.backbone.device)  # policy loss, ratio, clipped, value loss
-        for start in range(0, len(rows), config.micro_batch_size):
-            micro = rows[start : start + config.micro_batch_size]
+        for micro in self.micro_batches(rows):
             sequences = self.sequences(batch.rollout, micro)
             width = sequences.mask.shape[1]
             mask, old, values, advantages, returns = (
@@ -241,10 +265,14 @@ class Trainer:
             )
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             policy, ratio, clipped = policy_loss(logprobs, old, advantages, mask, config.clip)
-            self.backward(policy / tokens, "policy loss", batch, micro)
-            value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)
-            self.backward(config.value_coef * value / tokens, "value loss", batch, micro)
-            sums += torch.stack([policy.detach(), ratio, clipped.float(), value.detach()])
+            self.backward(policy / tokens, "policy loss", batch.rollout, micro)
+            sums[:3] += torch.stack([policy.detach(), ratio, clipped.float()])
+            if batch.value_loss is None:
+                value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)
+                self.backward(config.value_coef * value / tokens, "value loss", batch.rollout, micro)
+                sums[3] += value.detach()
+        if batch.value_loss is not None:
+            sums[3] = batch.value_loss
         policy, ratio, clipped, value = (ranks.total(sums) / tokens).tolist()
         skipped = ratio > config.ratio_limit
         norm = self.reduce_gradients(batch, rows)
@@ -262,9 +290,9 @@ class Trainer:
             "skipped": float(skipped),
         }
 
-    def backward(self, loss: torch.Tensor, what: str, batch: Batch, micro: list[int]) -> None:
+    def backward(self, loss: torch.Tensor, what: str, rollout: Rollout, micro: list[int]) -> None:
         if not torch.isfinite(loss):
-            raise self.fault(f"{what} ({loss.item()})", *(batch.rollout.rows[i] for i in micro))
+            raise self.fault(f"{what} ({loss.item()})", *(rollout.rows[i] for i in micro))
         self.scaler.scale(loss).backward()
 
     def reduce_gradients(self, batch: Batch, rows: list[int]) -> float:
@@ -283,6 +311,10 @@ class Trainer:
         return norm
 
     # shared
+
+    def micro_batches(self, rows: list[int]) -> list[list[int]]:
+        size = self.config.micro_batch_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def sequences(self, rollout: Rollout, rows: list[int]) -> Sequences:
         prompts, responses = ([part[i] for i in rows] for part in (rollout.prompts, rollout.responses))
