@@ -96,11 +96,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, caps
 
 
 def test_another_fingerprint_starts_afresh(tmp_path):
-    checkpoints.prepare(tmp_path / "c", "one")
+    checkpoints.prepare(tmp_path / "c", [], value=1)
     make_checkpoint(tmp_path / "c", 5)
-    checkpoints.prepare(tmp_path / "c", "one")
+    checkpoints.prepare(tmp_path / "c", [], value=1)
     assert checkpoints.latest(tmp_path / "c") is not None
-    checkpoints.prepare(tmp_path / "c", "two")
+    checkpoints.prepare(tmp_path / "c", [], value=2)
     assert checkpoints.latest(tmp_path / "c") is None
 
 

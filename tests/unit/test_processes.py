@@ -162,6 +162,20 @@ def test_gpus_are_leased_to_one_program_at_a_time(tmp_path):
         launch.lease(4, ["0", "1", "2"], tmp_path)
 
 
+def test_gpus_are_chosen_unless_somebody_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "gpus", lambda: [Path(f"/dev/nvidia{i}") for i in range(2)])
+    monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    launch.choose_gpus(2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,6"
+    with pytest.raises(UserError, match="3 GPUs asked for, CUDA_VISIBLE_DEVICES is 5,6"):
+        launch.choose_gpus(3)
+    for expected in ("0", "1"):  # the first lease is still held
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        launch.choose_gpus(1)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_accelerate_accepts_the_options(nodes, fsdp):

@@ -121,9 +121,9 @@ def test_a_full_disk_stops_with_a_word_and_goes_on_once_there_is_room(again):
         filler = folder / "filler"
         filler.write_bytes(b"\0" * (4 * 2**20 - 300 * 1024))  # room for the estimate, not for a checkpoint
         done = again("results/tiny/sft_wrat/adapter", check=False)
-        log = (folder / "logs/train.log").read_text()
-        assert done.returncode == 1 and "no space left on the disk; free some and run the same command again" in log
-        assert "Traceback" not in log and not (folder / "adapter").exists()
+        output = done.stdout + done.stderr  # the log is on the full disk, too
+        assert done.returncode == 1 and "no space left on the disk; free some and run the same command again" in output
+        assert "Traceback" not in output and not (folder / "adapter").exists()
         assert not [*folder.rglob("*.tmp")]
         filler.unlink()
         again("results/tiny/sft_wrat/adapter")
@@ -136,9 +136,11 @@ def test_a_read_only_results_folder_is_told_and_nothing_is_lost(again):
     results = again.folder / "results"
     with mounted(results, "--bind", str(results)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(results)], check=True)
-        done = again(*TARGETS, *again.config(predict={"max_new_tokens": 8}), check=False)
-        output = done.stdout + done.stderr
-        assert done.returncode == 1 and "Read-only file system" in output and "Traceback" not in output
+        changed = again(*TARGETS, *again.config(predict={"max_new_tokens": 8}), check=False)
+        new = again("results/tiny/rllr/metrics.json", check=False)
+        for done, message in ((changed, "Write-protected output files"), (new, "Read-only file system")):
+            output = done.stdout + done.stderr
+            assert done.returncode == 1 and message in output and "Traceback" not in output, output
     assert {path: digest(again.folder / path) for path in OUTPUTS} == before
     assert again.planned(*TARGETS) == set()
 
@@ -178,18 +180,28 @@ def test_a_program_that_outlived_its_snakemake_keeps_its_folder(again):
     assert digest(folder / "adapter/adapter_model.safetensors") == expected
 
 
-def test_a_moved_clock_neither_hides_a_checkpoint_nor_reruns_finished_work(again):
-    folder = again.folder / "results/tiny/sft_wrat"
-    expected = digest(folder / "adapter/adapter_model.safetensors")
-    for path in again.folder.rglob("*"):  # the clock went back by a day since
+def shift_times(folder, days: int) -> None:
+    for path in folder.rglob("*"):
         if path.is_file():
             times = path.stat()
-            os.utime(path, ns=(times.st_atime_ns + 86400 * 10**9, times.st_mtime_ns + 86400 * 10**9))
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + days * 86400 * 10**9))
+
+
+def test_a_moved_clock_is_told_before_work_and_loses_nothing(again):
+    folder = again.folder / "results/tiny/sft_wrat"
+    expected = digest(folder / "adapter/adapter_model.safetensors")
+    shift_times(again.folder, 1)  # as if the clock went back by a day
     assert again.planned(*TARGETS) == set()
+    shift_times(again.folder, -1)
     interrupted(again, "sft_wrat", "sft.py", checkpoints=2)
+    shift_times(again.folder, 1)
+    done = again("results/tiny/sft_wrat/adapter", check=False)
+    log = (folder / "logs/train.log").read_text()
+    assert done.returncode == 1 and "Traceback" not in log
+    assert "s in the future of this machine's clock; set the clock" in log
+    shift_times(again.folder, -1)
     newest = max(folder.glob("checkpoints/checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    for path in [newest, *newest.rglob("*")]:
-        os.utime(path, (0, 0))
+    shift_times(newest, -10000)  # the newest checkpoint is the one of the last step, whatever its time
     again("results/tiny/sft_wrat/adapter")
     assert f"{newest.name}\n" in (folder / "logs/train.log").read_text().split("resuming from ")[1]
     assert digest(folder / "adapter/adapter_model.safetensors") == expected

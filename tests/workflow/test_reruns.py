@@ -1,6 +1,7 @@
 """What a change makes stale, and nothing else; and the interfaces people use to look at the DAG."""
 
 import json
+import shutil
 
 import pytest
 
@@ -112,3 +113,17 @@ def test_a_bad_config_is_one_line_before_any_work(finished, arguments, expected)
 def test_report(finished, tmp_path):
     finished("--report", str(tmp_path / "report.html"), *ALL)
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_the_number_of_processes_is_no_reason_to_run_again_and_is_used_when_something_runs(again):
+    two = again.config(launch={"processes": 2})
+    assert again.planned(*ALL, *two) == set()
+    for stage in ("sft_wrat", "rm_rllr", "rllr_mix"):
+        folder = again.folder / "results/tiny" / stage
+        before = json.loads((folder / "train_log.jsonl").read_text().splitlines()[0])["loss"]
+        shutil.rmtree(folder / "adapter")
+        again(f"results/tiny/{stage}/adapter", "--rerun-triggers", "params", *two)
+        log = (folder / "logs/train.log").read_text()
+        assert ("2 process(es)" if stage == "rllr_mix" else "x 2 processes = 16") in log
+        after = json.loads((folder / "train_log.jsonl").read_text().splitlines()[0])["loss"]
+        assert after == pytest.approx(before, abs=1e-4)

@@ -3,8 +3,8 @@
     python workflow/scripts/launch.py workflow/scripts/sft.py --help
     python workflow/scripts/launch.py --processes 4 --fsdp workflow/scripts/sft.py --config ... --out ...
 
-On a machine with several GPUs where nobody has set CUDA_VISIBLE_DEVICES (SLURM does), the program gets GPUs that no
-other stage of this user holds, and waits until there are enough. Several processes are started by accelerate; on
+On a machine with GPUs where nobody has set CUDA_VISIBLE_DEVICES (SLURM does), the program gets GPUs that no other
+stage of this user holds, and waits until there are enough. Several processes are started by accelerate; on
 several nodes, inside a SLURM job, srun starts this program once on each.
 """
 
@@ -57,6 +57,26 @@ def lease(count: int, devices: list[str], folder: Path, poll: float = 1.0) -> li
             log(f"waiting for {count} free GPU(s) of {len(devices)}")
             told = True
         time.sleep(poll)
+
+
+def choose_gpus(count: int) -> None:
+    """Set CUDA_VISIBLE_DEVICES to `count` leased GPUs, where there are GPUs and nobody has set it.
+
+    Raises:
+        UserError: there are not that many.
+    """
+    devices = [device.name.removeprefix("nvidia") for device in gpus()]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not devices or given == "":
+        return
+    if given is not None:
+        if count > len(given.split(",")):
+            raise UserError(f"{count} GPUs asked for, CUDA_VISIBLE_DEVICES is {given}; lower launch.processes")
+        return
+    chosen = lease(count, devices, Path(tempfile.gettempdir()) / f"rllr-gpus-{os.getuid()}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+    if len(devices) > 1:
+        log(f"GPU {', '.join(chosen)} of {len(devices)}")
 
 
 def on_every_node(nodes: int) -> None:
@@ -124,12 +144,7 @@ def main() -> None:
         parser.error("no program given")
     if args.nodes > 1:
         on_every_node(args.nodes)
-    devices = gpus()
-    if len(devices) > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        folder = Path(tempfile.gettempdir()) / f"rllr-gpus-{os.getuid()}"
-        names = [device.name.removeprefix("nvidia") for device in devices]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease(args.processes, names, folder))
-        log(f"GPUs of this machine: {os.environ['CUDA_VISIBLE_DEVICES']}")
+    choose_gpus(args.processes)
     if args.processes * args.nodes == 1:
         os.execv(sys.executable, [sys.executable, *args.command])
     options = accelerate_arguments(args.processes, args.nodes, args.fsdp, dict(os.environ))

@@ -165,7 +165,7 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
     from rllr.base import budget
     from rllr.ppo.backbone import Backbone
     from rllr.ppo.loop import Rewards, Trainer
-    from rllr.training import finish, save_adapter
+    from rllr.training import save_adapter
 
     label, rationale = REWARDS[config.stage]
     roles = [role for role in (label, rationale) if role and role != "gold"]
@@ -206,7 +206,8 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
 
     main_process = ranks.rank() == 0
     folder = args.out / "checkpoints"
-    checkpoints.prepare(folder, [args.config, args.base, args.data / "unsupervised.jsonl", *folders.values()], tau=tau)
+    inputs = [args.config, args.base, args.data / "unsupervised.jsonl", *folders.values()]
+    checkpoints.prepare(folder, inputs, tau=tau)
     history, samples, best = [], [], {"accuracy": -1.0, "iteration": 0}
     newest = ranks.on_first(lambda: checkpoints.latest(folder))
     if newest:
@@ -238,20 +239,19 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
         bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.2f}", refresh=False)
         bar.update()
     bar.close()
-    if not main_process:
-        return
-    write_json(
-        args.out / "reward.json",
-        {"label": label, "rationale": rationale, "label_reward_threshold": tau, "origin": origin},
-    )
-    write_jsonl(args.out / "samples.jsonl", samples)
-    write_jsonl(args.out / "train_log.jsonl", history)
-    if config.keep == "best":
-        log(f"keeping the adapter of iteration {best['iteration']}: validation accuracy {best['accuracy']:.3f}")
-        (folder / "best").rename(args.out / "adapter")
-    else:
-        save_adapter(backbone.model, args.out / "adapter", "policy")
-    finish(folder)
+    if main_process:
+        write_json(
+            args.out / "reward.json",
+            {"label": label, "rationale": rationale, "label_reward_threshold": tau, "origin": origin},
+        )
+        write_jsonl(args.out / "samples.jsonl", samples)
+        write_jsonl(args.out / "train_log.jsonl", history)
+        if config.keep == "best":
+            log(f"keeping the adapter of iteration {best['iteration']}: validation accuracy {best['accuracy']:.3f}")
+            (folder / "best").rename(args.out / "adapter")
+        else:
+            save_adapter(backbone.model, args.out / "adapter", "policy")
+    checkpoints.finish(folder, inputs)
 
 
 class Board:

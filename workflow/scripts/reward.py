@@ -16,7 +16,7 @@ from rllr.files import stage_lock, write_json, write_jsonl
 from rllr.rows import read_pairs
 from rllr.tasks import load_tasks
 from rllr.tokens import Encoder
-from rllr.training import TrainingConfig, finish, train, trainer_arguments
+from rllr.training import TrainingConfig, train, trainer_arguments
 
 # Held-out pairs that both reward models are judged on; `validation` calibrates the threshold tau.
 HELD_OUT = {
@@ -137,7 +137,8 @@ def main() -> None:
         lengths = [len(row[side]) for row in encoded for side in ("chosen_ids", "rejected_ids")]
         encoder.report(str(train_file), lengths)
         budget.check(args.base, asdict(config), "reward", int(config.epochs * sum(lengths)), args.out)
-        checkpoints.prepare(folder, [args.config, args.base, train_file])
+        inputs = [args.config, args.base, train_file]
+        checkpoints.prepare(folder, inputs)
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
@@ -160,7 +161,7 @@ def main() -> None:
             write_jsonl(args.out / "pair_scores.jsonl", scored)
             write_json(args.out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})
         cli.log(f"pair accuracy {metrics['pair_accuracy']:.3f}, mean margin {metrics['mean_margin']:.2f}")
-        finish(folder)
+        checkpoints.finish(folder, inputs)
 
 
 if __name__ == "__main__":

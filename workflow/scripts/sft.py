@@ -18,7 +18,7 @@ from rllr.files import stage_lock
 from rllr.rows import read_responses
 from rllr.tasks import load_tasks
 from rllr.tokens import Encoder
-from rllr.training import TrainingConfig, finish, train, trainer_arguments
+from rllr.training import TrainingConfig, train, trainer_arguments
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
@@ -93,7 +93,8 @@ def main() -> None:
         encoder.report(str(args.data), [len(row["input_ids"]) for row in encoded])
         tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
         budget.check(args.base, asdict(config), "sft", tokens, args.out)
-        checkpoints.prepare(folder, [args.config, args.base, args.data])
+        inputs = [args.config, args.base, args.data]
+        checkpoints.prepare(folder, inputs)
 
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
@@ -107,7 +108,7 @@ def main() -> None:
         models.cast_weights_not_activations(trainer.model)
         models.describe(trainer.model, kind)
         train(trainer, folder, args.out)
-        finish(folder)
+        checkpoints.finish(folder, inputs)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from rllr import ranks
-from rllr.cli import log
+from rllr.cli import UserError, log
 from rllr.files import sha256, write_json
 
 MANIFEST = "manifest.json"
@@ -34,8 +35,42 @@ def fingerprint(inputs: Iterable[Path | str], **settings: object) -> str:
 
 
 def prepare(folder: Path, inputs: Iterable[Path | str], **settings: object) -> None:
-    """Make `folder` ready for a stage; checkpoints of another fingerprint are removed. By the first process alone."""
+    """Make `folder` ready for a stage; checkpoints of another fingerprint are removed. By the first process alone.
+
+    Raises:
+        UserError: this machine's clock is behind the inputs.
+    """
+    check_clock(inputs)
     ranks.on_first(lambda: _prepare(folder, fingerprint(inputs, processes=ranks.world(), **settings)))
+
+
+def finish(folder: Path, inputs: Iterable[Path | str]) -> None:
+    """Remove the checkpoints of a stage whose outputs are in place.
+
+    Raises:
+        UserError: the clock went back behind the inputs meanwhile; the checkpoints stay.
+    """
+    check_clock(inputs)
+    ranks.barrier()
+    if ranks.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_clock(inputs: Iterable[Path | str]) -> None:
+    """Snakemake throws away outputs that are older than their inputs: say so before hours of work, not after.
+
+    Raises:
+        UserError: an input was written in the future of this machine's clock.
+    """
+    for path in map(Path, inputs):
+        # Of a folder that a rule makes, Snakemake reads the time stamp inside.
+        marks = [p for p in (path / ".snakemake_timestamp", path) if p.exists()][:1]
+        ahead = max((mark.stat().st_mtime for mark in marks), default=0) - time.time()
+        if ahead > 0:
+            raise UserError(
+                f"{path}: written {ahead:.0f} s in the future of this machine's clock; set the clock, or give the file "
+                "today's time with touch, and run the same command again"
+            )
 
 
 def _prepare(folder: Path, mark: str) -> None:

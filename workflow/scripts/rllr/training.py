@@ -1,7 +1,6 @@
 """What SFT and reward models share: the trainer's arguments, resuming, the log."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,10 +133,3 @@ def save_adapter(model, folder: Path, name: str = "default", state: dict | None 
         config["inference_mode"] = True
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (temporary / "README.md").unlink(missing_ok=True)
-
-
-def finish(folder: Path) -> None:
-    """Remove the checkpoints of a finished stage."""
-    ranks.barrier()
-    if ranks.rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
