@@ -143,8 +143,8 @@ class Cluster:
         return "".join(file.read_text()[-2000:] for file in (self.base / "log").glob("*.log"))
 
     def jobs(self) -> list[dict[str, str]]:
-        """Every job so far, oldest first: id, state, time limit, partition, CPUs, and what it asked for as a whole."""
-        keys = ["JobID", "State", "TimeLimit", "Partition", "NumCPUs", "tres-per-job"]
+        """Every job so far, oldest first: id, state, time limit, partition, CPUs, GPUs asked for, start and end."""
+        keys = ["JobID", "State", "TimeLimit", "Partition", "NumCPUs", "tres-per-job", "StartTime", "EndTime"]
         text = self.ask("squeue", "--states=all", "--noheader", "-O", ",".join(f"{key}:|" for key in keys))
         jobs = [dict(zip(keys, line.split("|"), strict=False)) for line in text.splitlines()]
         return sorted(jobs, key=lambda job: int(job["JobID"]))

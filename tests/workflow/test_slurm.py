@@ -1,5 +1,6 @@
 """The slurm profile on a real SLURM: the whole DAG, and what happens to jobs that fail, vanish or run out of time."""
 
+import itertools
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ class Submitted:
     def __init__(self, run, cluster, *arguments: str) -> None:
         command = [
             sys.executable, "-m", "snakemake", "--snakefile", str(run.project / "Snakefile"),
-            "--directory", str(run.folder), "--profile", str(run.project / "profiles/slurm"),
+            "--directory", str(run.folder), "--workflow-profile", str(run.project / "profiles/slurm"),
             "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5", "--config", "threads=1",
             "--default-resources", "slurm_partition=toy", *arguments,
         ]  # fmt: skip
@@ -97,6 +98,8 @@ def test_the_whole_dag_runs_as_jobs(finished, cluster, tmp_path):
     with_gpu = [job for job in jobs if "gpu" in job["tres-per-job"]]
     assert len(with_gpu) == 7
     assert {job["Partition"] for job in jobs} == {"toy"} and {job["NumCPUs"] for job in jobs} <= {"1", "2"}
+    times = sorted((job["StartTime"], job["EndTime"]) for job in with_gpu)
+    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(times))  # side by side
     assert {job["TimeLimit"] for job in with_gpu} == {"1:00:00", "30:00"}  # by stage, for a tiny model
     again = Submitted(run, cluster, "--dry-run", "--", *targets).end()
     assert again[0] == 0 and "Nothing to be done" in again[1]

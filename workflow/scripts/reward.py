@@ -57,7 +57,7 @@ def make_trainer(model, pad: int, **arguments):
         return (chosen != rejected).any(1)
 
     class PairTrainer(EveryRowOnce, RewardTrainer):
-        def items(self, batch) -> int:
+        def items(self, batch) -> torch.Tensor:
             return differ(batch["input_ids"]).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

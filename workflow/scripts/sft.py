@@ -39,13 +39,14 @@ def blank(eos: int) -> dict:
 
 def make_trainer(**arguments):
     """trl's SFTTrainer with logits at response tokens only: its own loss also unembeds the prompt, half of the time."""
+    import torch
     from torch.nn import functional as F
     from trl import SFTTrainer
 
     from rllr.batches import EveryRowOnce
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
-        def items(self, batch) -> int:
+        def items(self, batch) -> torch.Tensor:
             return (batch["labels"][:, 1:] != -100).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -32,7 +32,7 @@ class EveryRowOnce:
     """Mixin for a trl trainer: `OptimiserBatches`, and a loss normalised over the whole optimiser batch.
 
     `compute_loss` returns a sum divided by `num_items_in_batch`, which counts over all processes, times the number of
-    processes, because DDP averages gradients.
+    processes, because DDP averages gradients. `items(batch)` is what a micro-batch adds to that number.
     """
 
     loss_is_scaled_for_ga = True
@@ -49,5 +49,4 @@ class EveryRowOnce:
         )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        count = torch.tensor(sum(self.items(batch) for batch in batch_samples), device=device)
-        return self.accelerator.reduce(count)
+        return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))
