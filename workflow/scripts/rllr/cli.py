@@ -59,6 +59,8 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads soon give the core up: spinning, a job slows down tenfold beside a busy neighbour.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # oneDNN keeps the kernels of the last 1024 shapes; batches of ragged rows make that a GiB.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     # PEFT still asks transformers by an old name, at every load.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.

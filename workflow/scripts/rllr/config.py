@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 import typing
 from pathlib import Path
@@ -80,6 +81,7 @@ def merge(base: dict, *overrides: dict) -> dict:
     return result
 
 
+@functools.cache
 def schema(name: str) -> dict:
     return load_yaml(SCHEMAS / f"{name}.schema.yaml")
 
