@@ -300,6 +300,7 @@ def test_pairwise_loss_equals_a_plain_loop(data):
             c, r = scores[0][i, min(t, len(chosen) - 1)].item(), scores[1][i, min(t, len(rejected) - 1)].item()
             losses.append(math.log1p(math.exp(-(c - r))))
         assert found[i].item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    assert not pairwise_loss(*scores, ids[0], ids[0], pad=0).any()  # equal sides, which fill up batches
 
 
 def test_the_score_stands_at_the_last_real_token_on_either_side():

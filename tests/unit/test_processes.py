@@ -98,10 +98,10 @@ def stage(tmp_path, merged):
 @pytest.mark.parametrize("name", ["sft_wrat", "rm_rllr"])
 def test_two_processes_equal_one_over_a_whole_run(stage, name):
     losses, adapters = [], []
-    for processes in (1, 2):
-        done = stage(name, processes)
+    for processes, micro in ((1, 8), (2, 2)):  # without and with blank rows in the last batch
+        done = stage(name, processes, micro_batch_size=micro)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("batch: 2 rows") == 1  # one process speaks
+        assert done.stderr.count(f"batch: {micro} rows") == 1  # one process speaks
         assert f"x {processes} processes = 8; 18 rows x 2 epochs = 6 optimiser steps" in done.stderr
         out = stage.folder / f"{name}-{processes}"
         assert not (out / "checkpoints").exists()

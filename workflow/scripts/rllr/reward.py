@@ -37,10 +37,11 @@ def pairwise_loss(
     positions = torch.arange(chosen.shape[1], device=chosen.device)
     ends = torch.stack([(ids != pad).sum(1) for ids in (chosen_ids, rejected_ids)])  # (2, B) lengths
     held = [s.gather(1, torch.minimum(positions[None], end[:, None] - 1)) for s, end in zip((chosen, rejected), ends)]
-    first = (chosen_ids != rejected_ids).float().argmax(1)
-    span = (positions >= first[:, None]) & (positions < ends.max(0).values[:, None])
+    differ = chosen_ids != rejected_ids
+    first = differ.float().argmax(1)
+    span = (positions >= first[:, None]) & (positions < ends.max(0).values[:, None]) & differ.any(1, keepdim=True)
     losses = -F.logsigmoid(held[0] - held[1])
-    return (losses * span).sum(1) / span.sum(1).clamp(min=1)  # equal sides: no span, no loss
+    return (losses * span).sum(1) / span.sum(1).clamp(min=1)
 
 
 def pad_right(sequences: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
