@@ -40,7 +40,7 @@ def prepare(folder: Path, inputs: Iterable[Path | str], **settings: object) -> N
     Raises:
         UserError: this machine's clock is behind the inputs.
     """
-    check_clock(inputs)
+    check_clock(inputs, tolerance=60)  # a file server's clock may run a little ahead; training takes longer
     ranks.on_first(lambda: _prepare(folder, fingerprint(inputs, processes=ranks.world(), **settings)))
 
 
@@ -56,17 +56,17 @@ def finish(folder: Path, inputs: Iterable[Path | str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_clock(inputs: Iterable[Path | str]) -> None:
+def check_clock(inputs: Iterable[Path | str], tolerance: float = 0) -> None:
     """Snakemake throws away outputs that are older than their inputs: say so before hours of work, not after.
 
     Raises:
-        UserError: an input was written in the future of this machine's clock.
+        UserError: an input was written more than `tolerance` seconds in the future of this machine's clock.
     """
     for path in map(Path, inputs):
         # Of a folder that a rule makes, Snakemake reads the time stamp inside.
         marks = [p for p in (path / ".snakemake_timestamp", path) if p.exists()][:1]
         ahead = max((mark.stat().st_mtime for mark in marks), default=0) - time.time()
-        if ahead > 0:
+        if ahead > tolerance:
             raise UserError(
                 f"{path}: written {ahead:.0f} s in the future of this machine's clock; set the clock, or give the file "
                 "today's time with touch, and run the same command again"
