@@ -1,8 +1,10 @@
 """Several processes: the launcher, GPU leases, and two processes against one over whole SFT and reward-model runs."""
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,19 @@ def stage(tmp_path, merged):
     for name in ("rllr_reward_train", "label_sensitive_pairs_for_test"):
         write_jsonl(tmp_path / f"{name}.jsonl", pairs)
 
+    def start(name: str, processes: int) -> subprocess.Popen:
+        section, out = {"sft_wrat": "sft", "rm_rllr": "reward"}[name], tmp_path / f"{name}-{processes}"
+        data = ["--data", "sft.jsonl", "--tasks", "tasks.json"] if section == "sft" else ["--data", "."]
+        command = [
+            sys.executable, PROGRAMS / "launch.py", "--processes", str(processes), PROGRAMS / f"{section}.py",
+            "--config", out / "config.yaml", "--base", merged, *data, "--out", out,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
     def run(name: str, processes: int, **changes) -> subprocess.CompletedProcess:
         defaults, tiny = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
         section = {"sft_wrat": "sft", "rm_rllr": "reward"}[name]
@@ -83,15 +98,11 @@ def stage(tmp_path, merged):
         out = tmp_path / f"{name}-{processes}"
         out.mkdir()
         (out / "config.yaml").write_text(yaml.safe_dump(config))
-        data = ["--data", "sft.jsonl", "--tasks", "tasks.json"] if section == "sft" else ["--data", "."]
-        command = [
-            sys.executable, PROGRAMS / "launch.py", "--processes", str(processes), PROGRAMS / f"{section}.py",
-            "--config", out / "config.yaml", "--base", merged, *data, "--out", out,
-        ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        started = start(name, processes)
+        _, told = started.communicate(timeout=300)
+        return subprocess.CompletedProcess(started.args, started.returncode, None, told)
 
-    run.folder = tmp_path
+    run.folder, run.start = tmp_path, start
     return run
 
 
@@ -114,6 +125,33 @@ def test_two_processes_equal_one_over_a_whole_run(stage, name):
     if name == "rm_rllr":
         scores = [json.loads((stage.folder / f"{name}-{n}/metrics.json").read_text())["mean_margin"] for n in (1, 2)]
         assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_two_processes_resume_within_an_epoch_with_the_rows_that_are_left(stage, merged):
+    """Stopped in the middle of the second epoch; the rest of the run is that of an undisturbed one."""
+    settings = {"save_steps": 4, "micro_batch_size": 2}
+    assert stage("sft_wrat", 2, **settings).returncode == 0
+    out = stage.folder / "sft_wrat-2"
+    expected = load_file(out / "adapter/adapter_model.safetensors")
+    for path in (out / "adapter").iterdir():
+        path.unlink()
+    (out / "adapter").rmdir()
+    started = stage.start("sft_wrat", 2)
+    checkpoint = out / "checkpoints/checkpoint-4/manifest.json"  # 3 steps an epoch
+    while not checkpoint.exists():
+        assert started.poll() is None
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait(timeout=60)
+    for pid in (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()):
+        with contextlib.suppress(OSError):  # the workers have groups of their own
+            if str(out) in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+    assert not (out / "adapter").exists()
+    resumed = stage.start("sft_wrat", 2)
+    _, told = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0 and "resuming from" in told, told
+    for key, value in expected.items():
+        assert (load_file(out / "adapter/adapter_model.safetensors")[key] - value).abs().max() < 1e-6, key
 
 
 def test_uneven_settings_end_at_once_in_one_line(stage):
@@ -169,18 +207,24 @@ def test_gpus_are_leased_to_one_program_at_a_time(tmp_path):
     assert third.stdout.readline() == "0 1\n"
     for process in (first, second, third):
         process.communicate(timeout=20)
-    with pytest.raises(UserError, match="4 GPUs asked for, this machine has 3"):
+    with pytest.raises(UserError, match="4 GPUs asked for, there are 3"):
         launch.lease(4, ["0", "1", "2"], tmp_path)
 
 
 def test_gpus_are_chosen_unless_somebody_has(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "gpus", lambda: [Path(f"/dev/nvidia{i}") for i in range(2)])
     monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
-    launch.choose_gpus(2)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,6"
-    with pytest.raises(UserError, match="3 GPUs asked for, CUDA_VISIBLE_DEVICES is 5,6"):
+    with pytest.raises(UserError, match="3 GPUs asked for, the job has 5,6"):
         launch.choose_gpus(3)
+    launch.choose_gpus(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    for expected in ("5", "6"):  # leased from the ones given
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+        launch.choose_gpus(1)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
     for expected in ("0", "1"):  # the first lease is still held
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         launch.choose_gpus(1)

@@ -54,8 +54,8 @@ rule base_model:
         "../../environment.yml"
     threads: 2
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=lambda wildcards: int(6000 + 2000 * size(wildcards)),
+        runtime=lambda wildcards, attempt: int(attempt * (60 + 30 * size(wildcards))),
     message:
         "Preparing the base model of {wildcards.model}"
     shell:

@@ -149,8 +149,8 @@ def on_gpus(minutes, per_billion, processes=None):
         "launch": lambda wildcards: "--processes {processes} --nodes {nodes} {fsdp}".format(
             **{**launched(wildcards), "fsdp": "--fsdp" if launched(wildcards)["fsdp"] else ""}
         ),
+        "nodes": lambda wildcards: launched(wildcards)["nodes"],
         # One task a node, which starts the processes there.
-        "nodes": several_nodes(lambda setting: setting["nodes"]),
         "tasks": several_nodes(lambda setting: setting["nodes"]),
         "tasks_per_gpu": several_nodes(lambda setting: 0),
         "mpi": several_nodes(lambda setting: "srun"),
@@ -207,9 +207,6 @@ def check_targets():
             if match[2] not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
                 raise UserError(f"unknown method {match[2]!r}; known: {', '.join(REWARD_MODELS)}")
 
-
-# Starts a stage's program on free GPUs, in as many processes as its resources say.
-LAUNCH = f"python {shlex.quote(program('launch.py'))}"
 
 config["overrides"] = typed(config["overrides"])
 DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")

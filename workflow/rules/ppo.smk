@@ -30,11 +30,12 @@ rule ppo:
     resources:
         **on_gpus(minutes=60, per_billion=240),
     params:
+        launch=program("launch.py"),
         out=lambda wildcards, output: Path(output.log).parent,
         rewards=lambda wildcards: f"results/{wildcards.model}",
         data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "PPO: {wildcards.ppo_method} of {wildcards.model}"
     shell:
-        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--rewards {params.rewards:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -23,10 +23,12 @@ rule predict:
     threads: config["threads"]
     resources:
         **on_gpus(minutes=30, per_billion=60, processes=1),
+    params:
+        launch=program("launch.py"),
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
         "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
         "2>&1 | tee {log:q}"
 
@@ -81,10 +83,11 @@ rule export:
     threads: config["threads"]
     resources:
         mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
-        runtime=lambda wildcards: int(15 + 10 * size(wildcards)),
+        runtime=lambda wildcards, attempt: int(attempt * (15 + 10 * size(wildcards))),
     message:
         "A standalone model of {wildcards.method} of {wildcards.model}"
     shell:
-        "python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} --config {input.config:q} "
-        "--metrics {input.metrics:q} --used {input.used:q} --origin {input.origin:q}/origin.json "
+        # No GPU: another stage may hold it.
+        "CUDA_VISIBLE_DEVICES= python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "--config {input.config:q} --metrics {input.metrics:q} --used {input.used:q} --origin {input.origin:q}/origin.json "
         "--out {output.model:q} > {log:q} 2>&1"

@@ -31,12 +31,13 @@ rule reward_model:
     resources:
         **on_gpus(minutes=60, per_billion=120),
     params:
+        launch=program("launch.py"),
         out=lambda wildcards, output: Path(output.log).parent,
         data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "Training reward model {wildcards.reward_model} of {wildcards.model}"
     shell:
-        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -63,6 +64,7 @@ rule reward_quality:
     resources:
         **on_gpus(minutes=30, per_billion=30, processes=1),
     params:
+        launch=program("launch.py"),
         policies=lambda wildcards: [
             "sft_wrat",
             *(f"{m}=results/{wildcards.model}/{m}/adapter" for m in trained_against(wildcards)),
@@ -70,6 +72,6 @@ rule reward_quality:
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policy's samples"
     shell:
-        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
         "--policies {params.policies:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.quality:q} "
         "> {log:q} 2>&1"

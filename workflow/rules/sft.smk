@@ -26,11 +26,12 @@ rule sft:
     resources:
         **on_gpus(minutes=60, per_billion=180),
     params:
+        launch=program("launch.py"),
         out=lambda wildcards, output: Path(output.log).parent,
     message:
         "Training {wildcards.stage} of {wildcards.model}"
     shell:
-        "{LAUNCH} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
         "--tasks {input.tasks:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -51,9 +52,11 @@ rule merge:
     threads: config["threads"]
     resources:
         mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
-        runtime=lambda wildcards: int(15 + 10 * size(wildcards)),
+        runtime=lambda wildcards, attempt: int(attempt * (15 + 10 * size(wildcards))),
     message:
         "Merging the adapter of sft_wrat into {wildcards.model}"
     shell:
-        "python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} --out {output.merged:q} "
+        # No GPU: another stage may hold it.
+        "CUDA_VISIBLE_DEVICES= python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "--out {output.merged:q} "
         "> {log:q} 2>&1"

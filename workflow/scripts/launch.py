@@ -3,9 +3,9 @@
     python workflow/scripts/launch.py workflow/scripts/sft.py --help
     python workflow/scripts/launch.py --processes 4 --fsdp workflow/scripts/sft.py --config ... --out ...
 
-On a machine with GPUs where nobody has set CUDA_VISIBLE_DEVICES (SLURM does), the program gets GPUs that no other
-stage of this user holds, and waits until there are enough. Several processes are started by accelerate; on
-several nodes, inside a SLURM job, srun starts this program once on each.
+On a machine with GPUs (all, or those in CUDA_VISIBLE_DEVICES) the program gets some that no other stage of this user
+holds, and waits until there are enough; inside a SLURM job it gets the job's. Several processes are started by
+accelerate; on several nodes, inside a SLURM job, srun starts this program once on each.
 """
 
 import argparse
@@ -28,13 +28,13 @@ def gpus() -> list[Path]:
 def lease(count: int, devices: list[str], folder: Path, poll: float = 1.0) -> list[str]:
     """Take `count` of `devices` that no other process holds; waits until there are enough.
 
-    A device is held by an open lock file that survives `exec` and is dropped with the last process that has it.
+    A device is held by an open lock file. It survives `exec`; of several processes the launcher holds it.
 
     Raises:
         UserError: there are not that many.
     """
     if count > len(devices):
-        raise UserError(f"{count} GPUs asked for, this machine has {len(devices)}; lower launch.processes")
+        raise UserError(f"{count} GPUs asked for, there are {len(devices)}; lower launch.processes")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     told = False
     while True:
@@ -60,20 +60,23 @@ def lease(count: int, devices: list[str], folder: Path, poll: float = 1.0) -> li
 
 
 def choose_gpus(count: int) -> None:
-    """Set CUDA_VISIBLE_DEVICES to `count` leased GPUs, where there are GPUs and nobody has set it.
+    """Set CUDA_VISIBLE_DEVICES to `count` leased GPUs, of all or of those that it names already.
 
     Raises:
         UserError: there are not that many.
     """
-    devices = [device.name.removeprefix("nvidia") for device in gpus()]
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not devices or given == "":
+    found = gpus()
+    # Indices as CUDA counts them, which in a container need not be the numbers of the device files.
+    devices = [str(i) for i in range(len(found))] if given is None else given.split(",")
+    if not found or given == "":
         return
-    if given is not None:
-        if count > len(given.split(",")):
-            raise UserError(f"{count} GPUs asked for, CUDA_VISIBLE_DEVICES is {given}; lower launch.processes")
-        return
-    chosen = lease(count, devices, Path(tempfile.gettempdir()) / f"rllr-gpus-{os.getuid()}")
+    if "SLURM_JOB_ID" in os.environ and given is not None:  # SLURM has seen to it that nobody else uses them
+        if count > len(devices):
+            raise UserError(f"{count} GPUs asked for, the job has {given}; lower launch.processes")
+        chosen = devices[:count]
+    else:
+        chosen = lease(count, devices, Path(tempfile.gettempdir()) / f"rllr-gpus-{os.getuid()}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     if len(devices) > 1:
         log(f"GPU {', '.join(chosen)} of {len(devices)}")
@@ -85,7 +88,12 @@ def on_every_node(nodes: int) -> None:
         return
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(f"launch.nodes is {nodes}: several nodes need a SLURM job (profiles/slurm)")
-    srun = ["srun", f"--ntasks={nodes}", f"--cpus-per-task={os.environ.get('OMP_NUM_THREADS', 1)}"]
+    srun = [
+        "srun",
+        f"--ntasks={nodes}",
+        "--kill-on-bad-exit=1",
+        f"--cpus-per-task={os.environ.get('OMP_NUM_THREADS', 1)}",
+    ]
     if os.environ.get("CUDA_VISIBLE_DEVICES"):
         srun.append(f"--gpus-per-task={len(os.environ['CUDA_VISIBLE_DEVICES'].split(','))}")
     os.execvp("srun", [*srun, sys.executable, *sys.argv])
@@ -95,7 +103,7 @@ def accelerate_arguments(processes: int, nodes: int, fsdp: bool, environment: di
     """The options of `accelerate launch`; mixed precision is the trainer's own, from the config's `precision`."""
     options = [
         f"--num_processes={processes * nodes}", f"--num_machines={nodes}",
-        "--mixed_precision=no", "--dynamo_backend=no",
+        "--mixed_precision=no", "--dynamo_backend=no", "--gpu_ids=all",
     ]  # fmt: skip
     if nodes > 1:
         first = environment["SLURM_LAUNCH_NODE_IPADDR"]  # where srun ran: the job's first node

@@ -9,6 +9,7 @@ newest checkpoint and ends with the same adapter (on a CPU, bit by bit).
 """
 
 import random
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -248,7 +249,8 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
         write_jsonl(args.out / "train_log.jsonl", history)
         if config.keep == "best":
             log(f"keeping the adapter of iteration {best['iteration']}: validation accuracy {best['accuracy']:.3f}")
-            (folder / "best").rename(args.out / "adapter")
+            with atomic_dir(args.out / "adapter") as temporary:
+                shutil.copytree(folder / "best", temporary, dirs_exist_ok=True)
         else:
             save_adapter(backbone.model, args.out / "adapter", "policy")
     checkpoints.finish(folder, inputs)

@@ -39,14 +39,19 @@ class EveryRowOnce:
 
     def _get_train_sampler(self, train_dataset=None) -> OptimiserBatches:
         args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
-        return OptimiserBatches(
+        self.batches = OptimiserBatches(
             dataset["length"],
-            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             args.gradient_accumulation_steps,
             args.world_size,
             args.process_index,
             args.seed,
         )
+        return self.batches
+
+    def _run_epoch(self, *args, epoch, **kwargs):
+        self.batches.set_epoch(epoch)  # resuming within an epoch, accelerate's wrappers do not pass it on
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))

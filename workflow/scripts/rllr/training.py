@@ -1,6 +1,7 @@
 """What SFT and reward models share: the trainer's arguments, resuming, the log."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +47,13 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
 
 def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
     """Arguments of trl's SFTConfig and RewardConfig alike; logs the batch arithmetic."""
-    import math
-
     import torch
 
+    if torch.cuda.device_count() > 1 and ranks.world() == 1:
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process: start the program through launch.py "
+            "or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     processes = ranks.world()
     steps_per_batch = accumulation(config.batch_size, config.micro_batch_size, processes)
     steps = math.ceil(math.ceil(rows / config.batch_size) * config.epochs)
@@ -76,6 +80,7 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
         "data_seed": config.seed,
         "max_length": None,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a loss that is not finite as 0
         "save_strategy": "steps",
         "save_steps": config.save_steps,
         "report_to": "none",
@@ -103,12 +108,15 @@ def train(trainer, folder: Path, out: Path) -> None:
         def on_log(self, args, state, control, **kwargs):
             if state.is_world_process_zero:
                 write_jsonl(out / "train_log.jsonl", state.log_history)
+            if not math.isfinite(state.log_history[-1].get("loss", 0.0)):
+                raise UserError(
+                    f"step {state.global_step}: the training loss is not finite; the last checkpoint stays; "
+                    "lower the learning rate or use another precision"
+                )
 
     trainer.add_callback(Keeper())
     newest = ranks.on_first(lambda: checkpoints.latest(folder))
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    if not all(abs(row["loss"]) < float("inf") for row in trainer.state.log_history if "loss" in row):
-        raise UserError("the training loss is not finite; lower the learning rate or use another precision")
     state = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP every process gives its part
     if ranks.rank() == 0:
         write_jsonl(out / "train_log.jsonl", trainer.state.log_history)

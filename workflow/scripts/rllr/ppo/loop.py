@@ -278,7 +278,7 @@ class Trainer:
         norm = self.reduce_gradients(batch, rows)
         if not skipped:
             self.scaler.step(self.optimizer)
-            self.scaler.update()
+        self.scaler.update()
         self.optimizer.zero_grad()
         return {
             "policy_loss": policy,
