@@ -144,7 +144,7 @@ def on_gpus(minutes, per_billion, processes=None):
 
     return {
         "gpu": lambda wildcards: launched(wildcards)["processes"] * launched(wildcards)["nodes"],
-        "mem_mb": lambda wildcards: int(launched(wildcards)["processes"] * (4000 + 4500 * size(wildcards))),
+        "mem_mb": lambda wildcards: launched(wildcards)["processes"] * weights_mb(wildcards),
         "runtime": lambda wildcards, attempt: int(attempt * (minutes + per_billion * size(wildcards))),
         "launch": lambda wildcards: "--processes {processes} --nodes {nodes} {fsdp}".format(
             **{**launched(wildcards), "fsdp": "--fsdp" if launched(wildcards)["fsdp"] else ""}
@@ -160,6 +160,11 @@ def on_gpus(minutes, per_billion, processes=None):
 def size(wildcards):
     """Billions of parameters."""
     return model_config(wildcards.model)["base"].get("size", 8)
+
+
+def weights_mb(wildcards):
+    """Memory in which a program loads the weights, in MB."""
+    return int(4000 + 4500 * size(wildcards))
 
 
 def program(name):

@@ -37,5 +37,6 @@ rule ppo:
     message:
         "PPO: {wildcards.ppo_method} of {wildcards.model}"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} "
+        "--config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--rewards {params.rewards:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -28,7 +28,8 @@ rule predict:
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} "
+        "--config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
         "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
         "2>&1 | tee {log:q}"
 
@@ -82,7 +83,7 @@ rule export:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
+        mem_mb=weights_mb,
         runtime=lambda wildcards, attempt: int(attempt * (15 + 10 * size(wildcards))),
     message:
         "A standalone model of {wildcards.method} of {wildcards.model}"

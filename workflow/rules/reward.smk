@@ -37,7 +37,8 @@ rule reward_model:
     message:
         "Training reward model {wildcards.reward_model} of {wildcards.model}"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {params.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} "
+        "--config {input.config:q} --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -72,6 +73,7 @@ rule reward_quality:
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policy's samples"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} "
+        "--config {input.config:q} --base {input.base:q} --reward {input.reward:q} "
         "--policies {params.policies:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.quality:q} "
         "> {log:q} 2>&1"

@@ -31,7 +31,8 @@ rule sft:
     message:
         "Training {wildcards.stage} of {wildcards.model}"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} --config {input.config:q} --base {input.base:q} --data {input.data:q} "
+        "python {params.launch:q} {resources.launch} {input.program:q} "
+        "--config {input.config:q} --base {input.base:q} --data {input.data:q} "
         "--tasks {input.tasks:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -51,7 +52,7 @@ rule merge:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        mem_mb=lambda wildcards: int(4000 + 4500 * size(wildcards)),
+        mem_mb=weights_mb,
         runtime=lambda wildcards, attempt: int(attempt * (15 + 10 * size(wildcards))),
     message:
         "Merging the adapter of sft_wrat into {wildcards.model}"

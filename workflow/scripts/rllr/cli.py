@@ -9,6 +9,8 @@ import time
 import warnings
 from collections.abc import Callable
 
+from rllr import ranks
+
 
 class UserError(Exception):
     """Something the user can mend: the message names file, row or key, what was found, what was expected."""
@@ -54,7 +56,6 @@ def run(main: Callable[[], None]) -> None:
 
     Of several processes the one at fault speaks: the others, which fail for want of it, are stopped meanwhile.
     """
-    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Idle OpenMP threads soon give the core up: spinning, a job slows down tenfold beside a busy neighbour.
@@ -68,12 +69,12 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        time.sleep(5.0 if rank else 0.0)
+        time.sleep(5.0 if ranks.rank() else 0.0)
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        time.sleep(10.0 if several else 0.0)
+        time.sleep(10.0 if ranks.world() > 1 else 0.0)
         fault = machine_fault(error)
         if fault is None:
             raise
@@ -82,5 +83,5 @@ def run(main: Callable[[], None]) -> None:
 
 def log(message: str) -> None:
     """One line of the stage's log (standard error, at once); of several processes the first speaks."""
-    if not int(os.environ.get("RANK", 0)):
+    if ranks.rank() == 0:
         print(message, file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from rllr import ranks
 from rllr.cli import UserError
 
 
@@ -111,7 +112,7 @@ def stage_lock(folder: Path | str) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    if int(os.environ.get("RANK", 0)):
+    if ranks.rank() > 0:
         yield
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
