@@ -173,6 +173,13 @@ def test_uneven_batches_are_refused():
         accumulation(32, 5, 1)
 
 
+def test_keeping_the_best_adapter_needs_validation():
+    defaults, model = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
+    model["rllr"] = {"keep": "best", "validate_iterations": 0}
+    with pytest.raises(UserError, match="x: rllr: keep: best needs validate_iterations above 0, found 0"):
+        stage_config(defaults, model, "rllr", 1, "x")
+
+
 def test_the_configuration_page_is_made_from_the_schemas():
     made = subprocess.run([sys.executable, ROOT / "workflow/schemas/document.py"], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr

@@ -1,12 +1,14 @@
 """A program killed with SIGKILL: the next run resumes and ends as if nothing had happened."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 # Stage, the checkpoint sign to wait for, and the outputs that must come out the same.
 STAGES = [
@@ -36,9 +38,10 @@ def processes(program: str, folder) -> list[int]:
     return found
 
 
-def kill_when(run, target: str, program: str, ready) -> str:
+def kill_when(run, target: str, program: str, ready, *arguments: str) -> str:
     """Start Snakemake, SIGKILL `program` as soon as `ready()`; returns Snakemake's output."""
-    snakemake = subprocess.Popen(run.command(target), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = run.command(target, *arguments)
+    snakemake = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
     while snakemake.poll() is None and time.monotonic() < deadline:
         if ready():
@@ -90,3 +93,25 @@ def test_a_killed_prediction_resumes(again):
     run("results/tiny/rlhf/predictions.jsonl")
     assert "resuming:" in (folder / "logs/predict.log").read_text()
     assert digest(folder / "predictions.jsonl") == expected
+
+
+def test_the_best_adapter_is_kept_across_a_kill(again):
+    folder = again.folder / "results/tiny/rllr_mix"
+    best = again.config(rllr_mix={"keep": "best", "validate_iterations": 1})
+    kill_when(
+        again,
+        "results/tiny/rllr_mix/adapter",
+        "ppo.py",
+        lambda: [*folder.glob("checkpoints/checkpoint-*/manifest.json")],
+        *best,
+    )
+    again("results/tiny/rllr_mix/adapter", *best)
+    rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [*range(7)]  # 0: before RL
+    kept = max(rows, key=lambda row: row["validation_accuracy"])  # the first of equals
+    log = (folder / "logs/train.log").read_text()
+    assert "resuming from" in log and f"keeping the adapter of iteration {kept['iteration']}: " in log
+    tensors = load_file(folder / "adapter/adapter_model.safetensors")
+    moved = any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+    assert moved == (kept["iteration"] > 0)  # LoRA's B starts as zeros
+    assert not (folder / "checkpoints").exists()

@@ -138,7 +138,7 @@ def main() -> None:
 
     config = load_stage(PPOConfig, args.config)
     validation = []
-    if config.validate_iterations or config.keep == "best":
+    if config.validate_iterations:
         validation = read_prompts(args.data / "validation.jsonl", tasks, need_labels=True)
     tau, origin = threshold(method, config.label_reward_threshold, args.rewards)
 
@@ -207,12 +207,26 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
 
     main_process = ranks.rank() == 0
     folder = args.out / "checkpoints"
-    inputs = [args.config, args.base, args.data / "unsupervised.jsonl", *folders.values()]
+    inputs = [args.config, args.base, args.data / "unsupervised.jsonl", args.data / "validation.jsonl"]
+    inputs += folders.values()
     checkpoints.prepare(folder, inputs, tau=tau)
     history, samples, best = [], [], {"accuracy": -1.0, "iteration": 0}
+
+    def validate() -> dict[str, float]:
+        """The accuracy as a line of the log; the best adapter so far is kept under its iteration's number."""
+        nonlocal best
+        accuracy = validation_accuracy(trainer, validation, validation_prompts)
+        if accuracy > best["accuracy"]:
+            best = {"accuracy": accuracy, "iteration": trainer.iteration}
+            if main_process and config.keep == "best":
+                save_adapter(backbone.model, folder / f"best-{trainer.iteration}", "policy")
+        return {"validation_accuracy": accuracy}
+
     newest = ranks.on_first(lambda: checkpoints.latest(folder))
     if newest:
         history, samples, best = load(newest, trainer)
+    elif validation:
+        history.append({"iteration": 0, "epoch": 0.0, **validate()})  # where RL starts from
 
     board = Board(args.out / "tensorboard", trainer.iteration) if main_process else None
     bar = tqdm(total=iterations, initial=trainer.iteration, desc=config.stage, disable=not main_process, mininterval=2)
@@ -223,13 +237,8 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
         metrics, shown = trainer.step([rows[i] for i in mine], [prompts[i] for i in mine], epoch, mine)
         metrics = {"iteration": trainer.iteration, "epoch": (trainer.iteration) / per_epoch, **metrics}
         last = trainer.iteration == iterations
-        due = config.validate_iterations and trainer.iteration % config.validate_iterations == 0
-        if validation and (due or last):
-            metrics["validation_accuracy"] = validation_accuracy(trainer, validation, validation_prompts)
-            if metrics["validation_accuracy"] > best["accuracy"]:
-                best = {"accuracy": metrics["validation_accuracy"], "iteration": trainer.iteration}
-                if main_process and config.keep == "best":
-                    save_adapter(backbone.model, folder / "best", "policy")
+        if validation and (trainer.iteration % config.validate_iterations == 0 or last):
+            metrics |= validate()
         history.append(metrics)
         samples += shown[:SAMPLES_SHOWN]
         if main_process:
@@ -250,7 +259,7 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
         if config.keep == "best":
             log(f"keeping the adapter of iteration {best['iteration']}: validation accuracy {best['accuracy']:.3f}")
             with atomic_dir(args.out / "adapter") as temporary:
-                shutil.copytree(folder / "best", temporary, dirs_exist_ok=True)
+                shutil.copytree(folder / f"best-{best['iteration']}", temporary, dirs_exist_ok=True)
         else:
             save_adapter(backbone.model, args.out / "adapter", "policy")
     checkpoints.finish(folder, inputs)

@@ -120,7 +120,7 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
         stage: a key of SECTIONS.
 
     Raises:
-        UserError: a key is missing or has a value outside its range.
+        UserError: a key is missing, has a value outside its range or does not go with another.
     """
     section = SECTIONS[stage]
     sections = [model.get(section)] if section != stage else []
@@ -131,6 +131,8 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     definitions = schema("model")["$defs"]
     required = {**definitions[section], "required": sorted(definitions[section]["properties"])}
     validate(resolved, {"$defs": definitions, **required}, f"{where}: {stage}")
+    if resolved.get("keep") == "best" and not resolved["validate_iterations"]:
+        raise UserError(f"{where}: {stage}: keep: best needs validate_iterations above 0, found 0")
     resolved["stage"] = stage
     resolved["seed"] = seed
     if section != "predict":
