@@ -216,6 +216,11 @@ BAD_ROWS = [
     (read_prompts, {}, "field label is missing"),
     (read_prompts, {"label": "great"}, "'great' is not a label of task movie_reviews; expected negative, positive"),
     (read_prompts, {"label": "positive", "task": "stars"}, "unknown task 'stars'"),
+    (
+        read_prompts,
+        {"label": "Positive"},
+        "'Positive' is not a label of task movie_reviews; expected negative, positive",
+    ),
     (read_prompts, {"label": "positive", "instruction": 3}, "field instruction: expected text, found 3"),
     (read_responses, {}, "field output: expected a response text"),
     (read_responses, {"output": "It is good."}, "no label of task movie_reviews can be read"),

@@ -125,7 +125,9 @@ def test_the_bootstrap_surrounds_the_difference_and_is_antisymmetric(outcomes):
     assert found["difference"] == pytest.approx(share) and low <= share <= high
     assert mirrored["difference"] == pytest.approx(-share)
     assert mirrored["ci95"] == pytest.approx([-high, -low])
-    assert found["noise"] == (low <= 0 <= high)
+    few = found["mcnemar_p"] > 0.05  # fewer than 25 discordant rows: the exact test has to agree
+    assert found["noise"] == (low <= 0 <= high or (sum(found["discordant"]) < 25 and few))
+    assert found["discordant"] == (sum(a and not b for a, b in outcomes), sum(b and not a for a, b in outcomes))
     # Rows in another order are the same rows.
     assert difference(ours[::-1], theirs, tasks)["ci95"] == found["ci95"]
 
@@ -138,7 +140,14 @@ def test_the_interval_is_that_of_the_normal_approximation():
     half = 1.96 * delta.std() / 1000**0.5
     assert found["ci95"] == pytest.approx([delta.mean() - half, delta.mean() + half], abs=0.004)
     # 80% power at the 5% level: 2.8 standard errors under no difference.
-    assert found["detectable"] == pytest.approx(2.8 * ((ours != theirs).mean() / 1000) ** 0.5)
+    assert found["detectable"] == pytest.approx(2.8 * ((ours != theirs).mean() / 1000) ** 0.5, rel=0.05)
+
+
+def test_four_rows_are_noise_though_the_bootstrap_never_meets_zero():
+    found = difference(*methods([True] * 300, [True] * 296 + [False] * 4), {"reviews": REVIEWS})
+    assert found["ci95"][0] > 0 and found["mcnemar_p"] == pytest.approx(2 / 2**4) and found["noise"]
+    found = difference(*methods([True] * 300, [True] * 290 + [False] * 10), {"reviews": REVIEWS})
+    assert found["mcnemar_p"] < 0.05 and not found["noise"]
 
 
 def test_methods_that_agree_everywhere_still_have_a_smallest_detectable_difference():
@@ -151,7 +160,8 @@ def test_correlations_are_compared_by_bootstrap_alone():
     gold, close = answers(SIMILARITY, 100, seed=4, unparsed=0)
     _, far = answers(SIMILARITY, 100, seed=5, unparsed=0)
     found = difference(rows(SIMILARITY, gold, close), rows(SIMILARITY, gold, far), {"similarity": SIMILARITY})
-    assert found["mcnemar_p"] is None and found["detectable"] is None and not found["noise"]
+    assert found["mcnemar_p"] is None and found["discordant"] is None and not found["noise"]
+    assert found["detectable"] == pytest.approx(2.8 * found["resampled"].std())
     a, b, c = (np.array(v, float) for v in (gold, close, far))
     assert found["difference"] == pytest.approx(np.corrcoef(a, b)[0, 1] - np.corrcoef(a, c)[0, 1])
 

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     text = markdown(tables(rows))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert lines["method"] == "| method | reviews | mean | vs sft_wrat | vs rlhf | unparsed |"
+    mine, theirs = rows[2]["versus"]["sft_wrat"]["discordant"]
+    assert f"({mine} : {theirs})" in lines["rllr"]
     assert "noise" in lines["rlhf"] and "noise" not in lines["rllr"] and lines["sft_wrat"].count("–") == 1
     assert f"{100 * rows[2]['score']:.1f}" in lines["rllr"] and "p " in lines["rllr"]
     assert "200 test rows of small" in text and "points or more from noise" in text
@@ -82,8 +85,32 @@ def test_several_runs_give_means_spread_and_what_differs(tmp_path):
     assert line.startswith(f"| sft_wrat | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| rllr"))
     assert line.startswith("| rllr | 2 |") and "rows [" in line and "runs [" in line
+    assert "200 test rows of small. vs:" in files["summary.md"] and "can tell differences" in files["summary.md"]
     assert len(files["summary.tsv"].splitlines()) == 6
-    assert config_differences(runs, ["m"]) == [["m", "rllr, sft_wrat", "seed", "1", "2", "3"]]
+    (runs[2] / "m/rllr/config.yaml").unlink()  # a stage that was not run says nothing about differences
+    assert config_differences(runs, ["m"]) == [
+        ["m", "rllr", "seed", "1", "2", "–"],
+        ["m", "sft_wrat", "seed", "1", "2", "3"],
+    ]
+
+
+def test_runs_that_cannot_be_compared_are_told(tmp_path):
+    small, other = write_run(tmp_path / "a", {"sft_wrat": 0.6, "rllr": 0.9}), tmp_path / "b"
+    write_run(other, {"sft_wrat": 0.6, "rllr": 0.9})
+    for method in ("sft_wrat", "rllr"):
+        rows = predictions(0.5, 1, 100)
+        write_jsonl(other / "m" / method / "predictions.jsonl", rows)
+        metrics = method_metrics(rows, {"reviews": TASKS["reviews"]})
+        write_json(other / "m" / method / "metrics.json", {"model": "m", "method": method, "data": "other", **metrics})
+    text = summary.several([small, other], ["m"], ["sft_wrat", "rllr"])["summary.md"]
+    assert "100 test rows of other, 200 test rows of small. The runs were not tested on the same rows" in text
+    with pytest.raises(summary.cli.UserError, match="no such folder"):
+        summary.several([small, tmp_path / "none"], ["m"], ["rllr"])
+    with pytest.raises(summary.cli.UserError, match="the same results folder twice"):
+        summary.several([small, tmp_path / "b/../a"], ["m"], ["rllr"])
+    write_jsonl(small / "m/rllr/predictions.jsonl", predictions(0.5, 1, 100))
+    with pytest.raises(summary.cli.UserError, match="sft_wrat and rllr were tested on different rows"):
+        table(small, ["m"], ["sft_wrat", "rllr"])
 
 
 def test_one_run_among_several_has_no_spread(run):
@@ -184,6 +211,23 @@ def test_reward_quality_is_scikit_learns_auc_and_scipys_rank_correlation():
         for a in rows for b in rows if a["id"] == b["id"] and a["correct"] and not b["correct"]
     ]  # fmt: skip
     assert found["auc_same_prompt"] == pytest.approx(np.mean(wins))
+    by_prompt = defaultdict(list)
+    for row in rows:
+        by_prompt[row["id"]].append(row)
+
+    def wins(own: list[dict]) -> list[float]:
+        pairs = [(a["reward"], b["reward"]) for a in own for b in own if a["correct"] > b["correct"]]
+        return [(a > b) + 0.5 * (a == b) for a, b in pairs]
+
+    assert found["mixed_prompts"] == sum(bool(wins(own)) for own in by_prompt.values())
+    generator, aucs, same = np.random.default_rng(5), [], []
+    for _ in range(300):  # a bootstrap over prompts, written out
+        drawn = [by_prompt[name] for name in generator.choice(list(by_prompt), len(by_prompt))]
+        flat = [row for own in drawn for row in own]
+        aucs.append(roc_auc_score([r["correct"] for r in flat], [r["reward"] for r in flat]))
+        same.append(np.mean([win for own in drawn for win in wins(own)]))
+    assert found["auc_ci95"] == pytest.approx(np.quantile(aucs, [0.025, 0.975]), abs=0.03)
+    assert found["auc_same_prompt_ci95"] == pytest.approx(np.quantile(same, [0.025, 0.975]), abs=0.04)
     assert [f["n"] for f in found["quintiles"]] == [40] * 5
     assert np.mean([f["accuracy"] for f in found["quintiles"]]) == pytest.approx(found["accuracy"])
     assert found["quintiles"][4]["accuracy"] > found["quintiles"][0]["accuracy"]
@@ -192,6 +236,7 @@ def test_reward_quality_is_scikit_learns_auc_and_scipys_rank_correlation():
 def test_reward_quality_without_a_right_answer_says_nothing():
     found = reward_quality.statistics([{**row, "correct": False} for row in samples(8)])
     assert found["auc"] is found["auc_same_prompt"] is found["spearman"] is None
+    assert found["auc_ci95"] is found["auc_same_prompt_ci95"] is None and found["mixed_prompts"] == 0
 
 
 def test_samples_depend_on_row_and_place_alone():
@@ -270,6 +315,19 @@ def test_responses_are_joined_to_their_prompts_by_id():
         score.joined([(4, {"id": "a"})], data, "file")
 
 
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_path, cut):
+    import predict
+
+    partial = tmp_path / "predictions.partial.jsonl"
+    answers = {"a": "one\u2028two\x85three", "b": "\u4e2d\u6587"}
+    lines = [{"fingerprint": "x"}, *({"id": i, "answer": a} for i, a in answers.items())]
+    write_jsonl(partial, lines)
+    partial.write_bytes(partial.read_bytes()[:-cut])  # within the last line's closing, or within a character
+    expected = answers if cut == 1 else {"a": answers["a"]}  # 1: all but the newline
+    assert predict.resume(partial, "x") == expected == predict.resume(partial, "x")
+
+
 def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
     import predict
     from rllr.predicting import describe
@@ -279,7 +337,7 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
               "cutoff": 200, "best_of": 2}  # fmt: skip
     write_json(tmp_path / "config.yaml", values)  # JSON is YAML
     paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}
-    prompts = [{"task": "reviews", "instruction": "Good?"}]
+    prompts = [{"task": "reviews", "instruction": "Good?", "input": "x"}]
     describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl"])
     monkeypatch.setattr(sys, "stdin", io.StringIO("short\n\na much longer text\nmiddling\n"))

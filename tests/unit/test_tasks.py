@@ -12,6 +12,7 @@ TOPIC = Task("topic", "label", ("world", "sports", "business", "technology"))
 STARS = Task("stars", "stars", ("1", "2", "3", "4", "5"))
 SCORE = Task("score", "score", low=0.0, high=5.0, metric="pearson")
 YES_NO = Task("yes_no", "label", ("yes", "no"))
+BINARY = Task("binary", "label", ("0", "1"))
 
 CASES = [
     (SENTIMENT, "Label: positive", "positive"),
@@ -94,6 +95,37 @@ CASES = [
     (SCORE, "Label: -1", None),
     (SCORE, "Label: 1 2", None),
     (SCORE, "Label: high", None),
+    (SENTIMENT, "Label: it wasn't positive", None),
+    (SENTIMENT, "Label: can\u2019t be positive", None),
+    (SENTIMENT, "Label: hardly positive", None),
+    (PARAPHRASE, "Label: they aren't equivalent", None),
+    (PARAPHRASE, "Label: cannot be called equivalent", None),
+    (PARAPHRASE, "Label: un-equivalent", None),
+    (DUPLICATE, "Label: these isn\u2019t duplicate", None),
+    (STARS, "Label: not 5 stars", None),
+    (STARS, "Label: four and a half stars", None),
+    (STARS, "Label: twenty-four", None),
+    (STARS, "Label: minus three", None),
+    (STARS, "Label: \u22123", None),
+    (STARS, "Label: 4/10", None),
+    (STARS, "Label: four out of ten", None),
+    (STARS, "Label: 4 / 5 stars", "4"),
+    (SCORE, "Label: three and a half", None),
+    (SCORE, "Label: three point five", None),
+    (SCORE, "Label: 1,000", None),
+    (SCORE, "Label: one hundred", None),
+    (SCORE, "Label: 1.2.3", None),
+    (SCORE, "Label: \u22121", None),
+    (SCORE, "Label: 4/10", None),
+    (SCORE, "Label: 3.5 out of 5.0", "3.5"),
+    (SCORE, "Label: 3 to 4", None),
+    (SCORE, "Label: 3.5 points", "3.5"),
+    (BINARY, "Label: 1", "1"),
+    (BINARY, "Label: it is 1.", "1"),
+    (BINARY, "Label: it is 1.5", None),
+    (BINARY, "Label: 1.5", None),
+    (BINARY, "Label: -1", None),
+    (BINARY, "Label: 0 or 1", None),
 ]
 
 

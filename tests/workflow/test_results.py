@@ -40,6 +40,8 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
     assert page.count("<figure>") == len(METHODS) + 2 * 2 + 6  # confusion, both figures of both reward models, curves
     quality = json.loads((results / "tiny/rm_rlhf/quality.json").read_text())
     assert list(quality["policies"]) == ["sft_wrat", "rlhf", "rllr_mix"]
+    quality_of_labels = json.loads((results / "tiny/rm_rllr/quality.json").read_text())["policies"]
+    assert {"rlhf", "rllr_mix"} < set(quality_of_labels)  # also of a method that was not trained against it
     assert quality["policies"]["rlhf"]["n"] == 20 * quality["samples_per_prompt"]
     assert everything.planned(*CONFIG) == set()
 

@@ -113,14 +113,18 @@ def method_reward(wildcards):
     return f"results/{wildcards.model}/rm_rllr/adapter" if wildcards.method == "sft_wrat_bon" else []
 
 
-def trained_against(wildcards):
-    """The methods of config.yaml whose PPO run reads a reward model."""
-    return [m for m in config["methods"] if m in PPO_METHODS and wildcards.reward_model in REWARD_MODELS[m]]
+def judged_on(wildcards):
+    """The PPO methods of config.yaml on whose samples a reward model is judged: those that read it; the label reward
+    on all, since its reliability says something about each of them."""
+    methods = [m for m in config["methods"] if m in PPO_METHODS]
+    return [m for m in methods if wildcards.reward_model == "rm_rllr" or wildcards.reward_model in REWARD_MODELS[m]]
 
 
 @one_line
 def stage_yaml(model, stage):
     """The resolved config of a stage, as YAML text."""
+    if stage == "sft_wrat_bon":
+        raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
     if stage not in SECTIONS:
         raise UserError(f"unknown method {stage!r}; known: {', '.join(REWARD_MODELS)}")
     resolved = stage_config(DEFAULTS, model_config(model), stage, config["seed"], f"config/models/{model}.yaml")

@@ -47,7 +47,7 @@ rule reward_quality:
         config="results/{model}/predict/config.yaml",
         base="results/{model}/sft_wrat/merged",
         reward="results/{model}/{reward_model}/adapter",
-        adapters=lambda wildcards: expand("results/{{model}}/{method}/adapter", method=trained_against(wildcards)),
+        adapters=lambda wildcards: expand("results/{{model}}/{method}/adapter", method=judged_on(wildcards)),
         data=data_file("validation.jsonl"),
         tasks=data_file("tasks.json"),
         program=program("reward_quality.py"),
@@ -68,7 +68,7 @@ rule reward_quality:
         launch=program("launch.py"),
         policies=lambda wildcards: [
             "sft_wrat",
-            *(f"{m}=results/{wildcards.model}/{m}/adapter" for m in trained_against(wildcards)),
+            *(f"{m}=results/{wildcards.model}/{m}/adapter" for m in judged_on(wildcards)),
         ],
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policy's samples"

@@ -21,9 +21,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, help=f"name of the {name}, copied into the result")
     parser.add_argument("--out", type=Path, required=True, help="metrics.json")
     args = parser.parse_args()
-    rows = [row for _, row in read_jsonl(args.predictions)]
+    rows, tasks = [row for _, row in read_jsonl(args.predictions)], load_tasks(args.tasks)
+    if unknown := sorted({row["task"] for row in rows} - set(tasks)):
+        raise cli.UserError(f"{args.predictions}: unknown task {unknown[0]!r}; {args.tasks} has {', '.join(tasks)}")
     names = {"model": args.model, "method": args.method, "data": args.data}
-    metrics = {**names, **method_metrics(rows, load_tasks(args.tasks))}
+    metrics = {**names, **method_metrics(rows, tasks)}
     write_json(args.out, metrics)
     for task, values in metrics["tasks"].items():
         low, high = values["ci95"]

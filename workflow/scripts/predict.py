@@ -12,7 +12,7 @@ several samples by that reward model:
         --adapter results/tiny/rllr_mix/adapter --data results/data/demo/test.jsonl \\
         --tasks results/data/demo/tasks.json --out results/tiny/rllr_mix/predictions.jsonl
 
-Beside the predictions it writes model.json, from which --model knows what to load.
+Beside the predictions that use writes model.json, from which --model knows what to load.
 """
 
 import json
@@ -85,11 +85,11 @@ def resume(partial: Path, mark: str) -> dict[str, str]:
     if not partial.is_file():
         return {}
     done, stamp = {}, None
-    for line in partial.read_text(encoding="utf-8").splitlines():
+    for line in partial.read_bytes().split(b"\n"):  # not splitlines, which also splits within an answer
         try:
             row = json.loads(line)
         except ValueError:
-            break  # the line that the interruption cut short
+            break  # the line that the interruption cut short, or the empty end
         if stamp is None:
             stamp = row.get("fingerprint")
         else:
@@ -109,8 +109,12 @@ def prediction(row: dict, answer: str, tasks: dict) -> dict:
     return {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said, "answer": answer}
 
 
-def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, out: Path) -> None:
-    """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there."""
+def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, out: Path, described: bool) -> None:
+    """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there.
+
+    Args:
+        described: write model.json beside `out`.
+    """
     from tqdm import tqdm
 
     from rllr import models, sampling  # noqa: F401  (their code is part of the fingerprint)
@@ -143,7 +147,8 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
                     file.write(json.dumps({"id": left[i]["id"], "answer": text}, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update(len(indices))
-        describe(out.with_name("model.json"), paths, tasks, rows)
+        if described:
+            describe(out.with_name("model.json"), paths, tasks, rows)
         write_jsonl(out, (prediction(row, done[row["id"]], tasks) for row in rows))
         partial.unlink()
 
@@ -195,12 +200,14 @@ def main() -> None:
     if not (paths["config"] and paths["base"] and tasks):
         parser.error("give --model, or --config, --base and --tasks")
     config = load_stage(PredictConfig, paths["config"])
-    if args.best_of:
+    if args.best_of is not None:
+        if args.best_of < 1:
+            parser.error(f"--best-of: expected at least 1, found {args.best_of}")
         if not paths["reward"]:
             parser.error("--best-of needs --reward, the adapter of a reward model")
         config = replace(config, best_of=args.best_of)
     if args.data and args.out:
-        predict_file(config, paths, tasks, args.data, args.out)
+        predict_file(config, paths, tasks, args.data, args.out, described=not args.model)
         return
     if not args.task:
         parser.error("give --data and --out, or --task")
@@ -208,7 +215,7 @@ def main() -> None:
         raise UserError(f"unknown task {args.task!r}; known: {', '.join(tasks)}")
     instruction = args.instruction if args.instruction is not None else instructions.get(args.task)
     if instruction is None:
-        parser.error("give --instruction (or --model, which knows the tasks' instructions)")
+        parser.error("give --instruction: none is known that all texts of this task share")
     texts = [args.text] if args.text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     predict_texts(config, paths, tasks[args.task], instruction, texts, args.jsonl)
 

@@ -52,6 +52,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:z.{digits}f}"
 
 
+def between(interval: list[float] | None) -> str:
+    return "" if interval is None else f"[{percent(interval[0])}, {percent(interval[1])}]"
+
+
 def metrics_table(metrics: dict) -> str:
     """Every metric of a method, a line a task."""
     extra = {
@@ -62,8 +66,7 @@ def metrics_table(metrics: dict) -> str:
     head = ["task", "metric", "value", *(extra[key][0] for key in shown), "rows", "unparsed"]
     lines = []
     for task, values in metrics["tasks"].items():
-        low, high = values["ci95"]
-        line = [task, values["metric"], (percent(values["value"]), f"[{percent(low)}, {percent(high)}]")]
+        line = [task, values["metric"], (percent(values["value"]), between(values["ci95"]))]
         line += [extra[key][1](values.get(key)) for key in shown]
         lines.append([*line, str(values["n"]), str(values["unparsed"])])
     return table(head, lines)
@@ -135,9 +138,11 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
                 accuracy, margin = percent(values["pair_accuracy"]), number(values["mean_margin"])
                 pair_lines.append([name, kind, task, accuracy, margin, str(values["n"])])
         for policy, values in read_json(run.folder / name / "quality.json")["policies"].items():
-            shares = [percent(values[key]) for key in ("accuracy", "auc", "auc_same_prompt")]
+            aucs = [(percent(values[key]), between(values[f"{key}_ci95"])) for key in ("auc", "auc_same_prompt")]
+            tasks = ", ".join(f"{task} {percent(own['auc'])}" for task, own in values["tasks"].items())
             spearman, mean = number(values["spearman"]), number(values["mean_reward"])
-            sample_lines.append([name, policy, *shares, spearman, mean, str(values["n"])])
+            counts = [str(values["n"]), str(values["mixed_prompts"])]
+            sample_lines.append([name, policy, percent(values["accuracy"]), *aucs, tasks, spearman, mean, *counts])
         figures += [
             figure(run.folder / name / "pairs.svg", f"{name}: rewards of both sides of the held-out test pairs."),
             figure(
@@ -153,7 +158,8 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
             table(["reward model", "pairs", "task", "pair accuracy, %", "mean margin", "pairs"], pair_lines),
             "<p>On the policy's own samples for the validation prompts, before RL (sft_wrat) and after: what RL has to "
             "work with. AUC is how often a right answer's reward exceeds a wrong one's, over all samples and between "
-            "samples of one prompt; 50% is chance.</p>",
+            "samples of one prompt, with 95% intervals from a bootstrap over prompts; 50% is chance. Mixed prompts "
+            "have right and wrong samples.</p>",
             table(
                 [
                     "reward model",
@@ -161,9 +167,11 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
                     "right, %",
                     "AUC, %",
                     "AUC, same prompt, %",
+                    "AUC by task, %",
                     "Spearman",
                     "mean reward",
-                    "n",
+                    "samples",
+                    "mixed prompts",
                 ],
                 sample_lines,
             ),

@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     base = args.base or args.reward_model.parent / "sft_wrat" / "merged"
     config = load_stage(TrainingConfig, args.reward_model / "config.yaml")
-    rows = {row["id"]: row for _, row in read_jsonl(args.data)} if args.data else {}
+    rows = {row["id"]: row for _, row in read_jsonl(args.data) if "id" in row} if args.data else {}
     responses = list(read_jsonl(args.responses))
     found = joined(responses, rows, str(args.responses))
 

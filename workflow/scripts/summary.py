@@ -28,6 +28,11 @@ def one(results: Path, models: list[str], methods: list[str]) -> dict[str, str]:
 
 def several(folders: list[Path], models: list[str], methods: list[str]) -> dict[str, str]:
     """The three files about several runs; methods that a run does not have yet are left out of it."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise cli.UserError(f"{folder}: no such folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise cli.UserError(f"the same results folder twice: {', '.join(map(str, folders))}")
     runs = {str(folder): finished(folder, models, methods) for folder in folders}
     if not any(runs.values()):
         raise cli.UserError("none of the results folders has metrics.json of any of the methods yet")

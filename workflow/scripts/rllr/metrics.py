@@ -10,7 +10,7 @@ from rllr.tasks import Task
 RESAMPLES = 2000
 
 
-def wilson(right: int, n: int) -> list[float]:
+def wilson(right: float, n: int) -> list[float]:
     """95% Wilson score interval of a share."""
     z, p = 1.959963984540054, right / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)

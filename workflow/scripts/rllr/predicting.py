@@ -31,12 +31,13 @@ def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], 
 
     Args:
         paths: config, base, adapter, reward; None where the method has none.
-        rows: prompts; the first row of a task gives its instruction.
+        rows: prompts; the first row of a task gives its instruction, unless the instruction holds the text itself.
     """
     relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
     instructions: dict[str, str] = {}
     for row in rows:
-        instructions.setdefault(row["task"], row["instruction"])
+        if row["input"]:
+            instructions.setdefault(row["task"], row["instruction"])
     write_json(path, {**relative, "tasks": dump_tasks(tasks), "instructions": instructions})
 
 
@@ -48,6 +49,8 @@ def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[st
     """
     path = folder / "model.json"
     if not path.is_file():
+        if (folder / "config.json").is_file():
+            raise UserError(f"{folder}: a standalone model, for transformers; give the method's folder above it")
         raise UserError(f"{folder}: no model.json; first run: snakemake --cores all {folder}/predictions.jsonl")
     values = read_json(path)
     paths = {name: values[name] and folder / values[name] for name in PATHS}

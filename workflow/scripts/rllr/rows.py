@@ -1,5 +1,6 @@
 """Rows of the prepared data files, checked field by field as they are read."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,9 +68,14 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
 
 
 def _bad_label(label: object, task: Task, field: str) -> str | None:
-    if isinstance(label, str) and read_label(f"Label: {label}", Task(**{**vars(task), "answer": Task.answer})):
+    if task.kind == "score":
+        if isinstance(label, str) and re.fullmatch(r"-?\d+(\.\d+)?", label) and task.low <= float(label) <= task.high:
+            return None
+        expected = f"a number in {task.low:g}..{task.high:g}, as text"
+    elif label in task.labels:  # as the task writes it: predictions are compared with it
         return None
-    expected = f"a number in {task.low:g}..{task.high:g}" if task.kind == "score" else ", ".join(task.labels)
+    else:
+        expected = ", ".join(task.labels)
     return f"field {field}: {label!r} is not a label of task {task.name}; expected {expected}"
 
 

@@ -1,5 +1,6 @@
 """The summary table, methods x tasks, and its forms: tab-separated, Markdown, HTML."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from rllr import html
-from rllr.compare import difference
+from rllr.cli import UserError
+from rllr.compare import POWER, difference
 from rllr.config import load_yaml
 from rllr.files import read_json, read_jsonl
 from rllr.predicting import find
@@ -25,11 +27,20 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
 
     Args:
         results: a results folder, holding <model>/<method>/{metrics.json,predictions.jsonl,model.json}.
+
+    Raises:
+        UserError: two methods of a model were tested on different rows.
     """
     rows = []
     for model in models:
         _, tasks, _ = find(results / model / methods[0])
         predictions = {method: read_predictions(results / model / method) for method in methods}
+        tested = {method: tested_on(predictions[method]) for method in methods}
+        for method in methods:
+            if tested[method] != tested[methods[0]]:
+                raise UserError(
+                    f"{results / model}: {methods[0]} and {method} were tested on different rows; predict both anew"
+                )
         for method in methods:
             metrics = read_json(results / model / method / "metrics.json")
             versus = {
@@ -38,8 +49,15 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
                 if baseline in methods and baseline != method
             }
             named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
+            named["tested_on"] = tested[method]
             rows.append({**named, "score": metrics["score"], "tasks": metrics["tasks"], "versus": versus})
     return rows
+
+
+def tested_on(predictions: list[dict]) -> str:
+    """A checksum of the test rows."""
+    ids = sorted([row["task"], row["id"], row["label"]] for row in predictions)
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:8]
 
 
 def unparsed(row: dict) -> int:
@@ -97,17 +115,20 @@ def _note(rows: list[dict]) -> str:
     differences = [d for row in rows for d in row["versus"].values()]
     if differences:
         note += (
-            " vs: difference of the means in points, [95% interval of a paired bootstrap over the rows], McNemar's p;"
-            " an interval that holds 0 is called noise."
-        )
-    detectable = [d["detectable"] for d in differences if d["detectable"] is not None]
-    if detectable:
-        low, high = (f"{100 * f(detectable):.1f}" for f in (min, max))
-        note += (
-            f" This many rows can tell differences of about {low if low == high else f'{low} to {high}'} points "
-            "or more from noise (80% power; it depends on how often two methods answer differently)."
+            " vs: difference of the means in points, [95% interval of a paired bootstrap over the rows], McNemar's p"
+            " (rows that only this method : only the baseline has right; tasks weigh by their rows here, alike in the"
+            " mean). Called noise: the interval holds 0, or there are fewer than 25 such rows and p is above 0.05."
+            f" This many rows can tell {_detectable([d['detectable'] for d in differences])}."
         )
     return note
+
+
+def _detectable(values: list[float]) -> str:
+    low, high = (f"{100 * f(values):.1f}" for f in (min, max))
+    return (
+        f"differences of about {low if low == high else f'{low} to {high}'} points or more from noise "
+        "(80% power; it depends on how often two methods answer differently)"
+    )
 
 
 def finished(results: Path, models: list[str], methods: list[str]) -> list[dict]:
@@ -131,22 +152,40 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         own = [row for row in rows if row["model"] == model]
         tasks = list(dict.fromkeys(task for row in own for task in row["tasks"]))
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
-        lines = []
+        lines, errors = [], []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
             cells = [(method, ""), (str(len(same)), "")]
             for task in tasks:
                 cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
             cells.append(_mean([row["score"] for row in same]))
-            cells += [_over_runs([row["versus"][b] for row in same if b in row["versus"]]) for b in baselines]
-            lines.append(cells)
-        note = (
-            f"Percent; means over runs ± their standard deviation. {', '.join(sorted({str(row['n']) for row in own}))} "
-            "test rows. vs: mean difference in points with 95% intervals over the test rows (bootstrap) and over the "
-            "runs (Student's t); called noise if either holds 0."
-        )
-        found.append(Table(model, ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines)], lines, note))
+            versus = [[row["versus"][b] for row in same if b in row["versus"]] for b in baselines]
+            errors += filter(None, map(_standard_error, versus))
+            cells += map(_over_runs, versus)
+            lines.append([*cells, (str(sum(map(unparsed, same))), "")])
+        tested = sorted({f"{row['n']} test rows of {row['data']}" for row in own})
+        note = f"Percent; means over runs ± their standard deviation. {', '.join(tested)}."
+        if len({row["tested_on"] for row in own}) > 1:
+            note += " The runs were not tested on the same rows: their means do not compare."
+        if baselines:
+            note += (
+                " vs: mean difference in points over the runs that have both methods, with 95% intervals over the test"
+                " rows (bootstrap; the runs share them) and over the runs (Student's t). Neither alone is an interval"
+                " for new rows and new runs; called noise if either holds 0."
+            )
+        if errors:
+            note += f" These rows and runs can tell {_detectable([POWER * error for error in errors])}."
+        head = ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+        found.append(Table(model, head, lines, note))
     return found
+
+
+def _standard_error(differences: list[dict]) -> float | None:
+    """Of the mean difference over runs, for new rows and new runs; None unless several runs share their rows."""
+    if len(differences) < 2 or len({d["rows"] for d in differences}) > 1:
+        return None
+    rows = np.var(np.mean([d["resampled"] for d in differences], axis=0))
+    return float(rows + np.var([d["difference"] for d in differences], ddof=1) / len(differences)) ** 0.5
 
 
 def _mean(values: list[float]) -> tuple[str, str]:
@@ -180,10 +219,12 @@ def config_differences(folders: list[Path], models: list[str]) -> list[list[str]
         stages = sorted({path.parent.name for folder in folders for path in (folder / model).glob("*/config.yaml")})
         for stage in stages:
             paths = [folder / model / stage / "config.yaml" for folder in folders]
-            configs = [load_yaml(path) if path.is_file() else {} for path in paths]
-            for key in dict.fromkeys(key for config in configs for key in config):
-                values = tuple(json.dumps(config[key]) if key in config else "–" for config in configs)
-                if len(set(values)) > 1:
+            configs = [load_yaml(path) if path.is_file() else None for path in paths]  # None: not run there (yet)
+            for key in dict.fromkeys(key for config in configs for key in config or ()):
+                values = tuple(
+                    "–" if not config or key not in config else json.dumps(config[key]) for config in configs
+                )
+                if len({value for value, config in zip(values, configs, strict=True) if config}) > 1:
                     lines.setdefault((model, key, values), []).append(stage)
     return [[model, ", ".join(stages), key, *values] for (model, key, values), stages in lines.items()]
 
@@ -197,7 +238,7 @@ def _versus(d: dict | None) -> tuple[str, str]:
     if d is None:
         return "–", ""
     low, high = (100 * x for x in d["ci95"])
-    p = "" if d["mcnemar_p"] is None else f" p {d['mcnemar_p']:.2g}"
+    p = "" if d["mcnemar_p"] is None else f" p {d['mcnemar_p']:.2g} ({d['discordant'][0]} : {d['discordant'][1]})"
     return f"{100 * d['difference']:+.1f}{' noise' if d['noise'] else ''}", f"[{low:+.1f}, {high:+.1f}]{p}"
 
 

@@ -51,52 +51,62 @@ def respond(rationale: str | None, label: str) -> str:
 
 COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: float(value) for value, word in enumerate(COUNTED)}
+# Beside a number these make another number of it, which we do not try to read.
+OTHER_NUMBERS = re.compile(
+    r"(?<!\w)(half|third|quarter|point|minus|eleven|twelve|\w+teen|(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|"
+    r"thousand|million)(?!\w)"
+)
+NEGATIONS = re.compile(r"(?<!\w)(not|no|neither|nor|never|non|un|cannot|hardly|barely|\w+n't)(?!\w)")
 
 
 def _normalise(text: str) -> str:
     """Lower case; quotes, markup and outer punctuation removed; inner runs of space, '_' and hyphens to one space."""
-    text = re.sub(r"[\s_]+|(?<=\w)[\-\u2010-\u2014]+(?=\w)", " ", text.lower())
-    return text.strip(" \t.,;:!?*`'\"()[]{}<>\u2018\u2019\u201c\u201d\u2026")
+    text = text.lower().translate({0x2018: "'", 0x2019: "'", 0x2212: "-"})
+    text = re.sub(r"[\s_]+|(?<=\w)[\-\u2010-\u2014]+(?=\w)", " ", text)
+    return text.strip(" \t.,;:!?*`'\"()[]{}<>\u201c\u201d\u2026")
 
 
 def read_label(answer: str, task: Task) -> str | None:
     """The label in the last answer line of `answer`, as the task writes it; None if none can be read.
 
     Strict where it matters: the answer line must hold exactly one of the task's labels. A label word inside a longer
-    label does not count ("not equivalent" is not "equivalent"), nor do two different labels in one line. A score
-    outside [low, high] is not a label.
+    label does not count ("not equivalent" is not "equivalent"), nor do two different labels in one line, nor a label
+    beside a negation that is not part of it. A score outside [low, high] is not a label.
     """
     lines = [match.group(1) for match in re.finditer(task.answer, answer)]
     if not lines:
         return None
     said = _normalise(lines[-1])
     if task.kind == "score":
-        value = _number(said)
+        value = _number(said, task.high)
         return None if value is None or not task.low <= value <= task.high else f"{value:g}"
     known = {_normalise(label): label for label in task.labels}
     if said in known:
         return known[said]
     if task.kind == "stars":
-        value = _number(said)
+        value = _number(said, max(map(float, task.labels)))
         return known.get(f"{value:g}") if value is not None else None
     # Longest first, and each found label is blanked out, so that "equivalent" is not found in "not equivalent".
     found = []
     for label in sorted(known, key=len, reverse=True):
-        pattern = rf"(?<!\w){re.escape(label)}(?!\w)"
+        inside = r"[.,\-]?" if label.isdigit() else ""  # "1" is not in "1.5" or "-1"
+        pattern = rf"(?<!\w){'(?<![.,-])' if inside else ''}{re.escape(label)}(?!{inside}\w)"
         if re.search(pattern, said):
             found.append(label)
             said = re.sub(pattern, " ", said)
-    negated = re.search(r"(?<!\w)(not|no|neither|nor|isn't|never|non)(?!\w)", said)
-    return known[found[0]] if len(found) == 1 and not negated else None
+    return known[found[0]] if len(found) == 1 and not NEGATIONS.search(said) else None
 
 
-def _number(text: str) -> float | None:
-    """The one number in `text`: digits, a word up to ten, `x out of y`, `x/y` (x alone is read), with a unit."""
-    text = re.sub(r"(?<=\d)\s*(/|out of)\s*\d+(\.\d+)?", "", text)
-    text = re.sub(r"(?<=[a-z])\s+out of\s+\w+", "", text)
-    numbers = re.findall(r"(?<![\w.])-?\d+(?:[.,]\d+)?(?![\w])", text)
+def _number(text: str, top: float) -> float | None:
+    """The one number in `text`: digits, a word up to ten, `x out of y` or `x/y` where y is `top`, with a unit."""
+    if NEGATIONS.search(text) or OTHER_NUMBERS.search(text):
+        return None
+    of_top = rf"\s*(/|out of)\s*({top:g}(\.0+)?|{COUNTED[int(top)] if top in range(11) else '(?!)'})(?![.,]?\w)"
+    text = re.sub(rf"(?<=\w){of_top}", "", text)
+    numbers = re.findall(r"(?<![\w.,])-?\d+(?:\.\d+|,\d{1,2})?(?![.,]?\w)", text)
+    digits = re.findall(r"\d+", text)
     words = [w for w in re.findall(r"[a-z]+", text) if w in NUMBER_WORDS]
-    if len(numbers) + len(words) != 1:
+    if len(numbers) + len(words) != 1 or len(digits) != len(re.findall(r"\d+", "".join(numbers))):
         return None
     return float(numbers[0].replace(",", ".")) if numbers else NUMBER_WORDS[words[0]]
 
