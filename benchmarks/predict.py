@@ -4,9 +4,10 @@
     .venv/bin/python benchmarks/predict.py --model results/tiny/sft_wrat/merged --data results/data/demo/test.jsonl \\
         --rows 64 --batch-sizes 1 8
 
-The pipeline runs at each of --batch-sizes (its default is 1), we at our own. Both decode in the same precision and stop
-at EOS. Prints rows per second, the best of --repeats runs, and how many answers are the same as those of greedy
-decoding without batches. On a quiet machine: `OMP_NUM_THREADS` decides the cores.
+The pipeline runs at each of --batch-sizes (its default is 1; no number leaves it out), we at our own. Both decode in
+the same precision and stop at EOS. Prints rows per second, the best of --repeats runs, and how many answers, and
+labels read from them, are the same as those of greedy decoding without batches. On a quiet machine: `OMP_NUM_THREADS`
+decides the cores. Tasks come from the tasks.json beside the data.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128, help="rows to answer, spread evenly over the file")
     parser.add_argument("--new-tokens", type=int, default=48, help="longest answer")
     parser.add_argument("--batch-size", type=int, default=64, help="our batch size")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 16, 32, 64], help="the pipeline's")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 16, 32, 64], help="the pipeline's")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of both")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each; the fastest counts")
     args = parser.parse_args()
@@ -60,6 +61,7 @@ def main() -> None:
 
     from rllr import models
     from rllr.files import read_jsonl
+    from rllr.tasks import load_tasks, read_label
     from rllr.tokens import Encoder
 
     logging.set_verbosity_error()
@@ -67,6 +69,7 @@ def main() -> None:
     model, tokenizer = models.load_causal(args.model, kind), models.load_tokenizer(args.model)
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
+    tasks = load_tasks(args.data.with_name("tasks.json"))
     encoder = Encoder(tokenizer, 10**6)
     prompts = [encoder.prompt_text(row, row["input"]) for row in rows]
 
@@ -77,6 +80,9 @@ def main() -> None:
             texts = answer()
             best = max(best, len(prompts) / (time.perf_counter() - start))
         return best, texts
+
+    def labels(texts: list[str]) -> list[str | None]:
+        return [read_label(text, tasks[row["task"]]) for text, row in zip(texts, rows, strict=True)]
 
     reference = our_answers(model, tokenizer, prompts, args.new_tokens, 1, kind)
     results = []
@@ -93,12 +99,19 @@ def main() -> None:
         )
     for engine, size, answer in engines:
         speed, texts = timed(answer)
-        same = sum(a.strip() == b.strip() for a, b in zip(texts, reference, strict=True))
         results.append(
-            {"engine": engine, "batch_size": size, "rows_per_second": round(speed, 2), "same_as_unbatched": same}
+            {
+                "engine": engine,
+                "batch_size": size,
+                "rows_per_second": round(speed, 2),
+                "same_answers": sum(a.strip() == b.strip() for a, b in zip(texts, reference, strict=True)),
+                "same_labels": sum(a == b for a, b in zip(labels(texts), labels(reference), strict=True)),
+            }
         )
         print(json.dumps(results[-1]), flush=True)
     ours, *theirs = [r["rows_per_second"] for r in results]
+    if not theirs:
+        return
     print(f"{len(prompts)} rows: {ours / max(theirs):.2f} times the pipeline's speed at its best batch size")
     if 1 in args.batch_sizes:
         default = theirs[args.batch_sizes.index(1)]
