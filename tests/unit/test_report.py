@@ -219,6 +219,8 @@ def test_reward_quality_is_scikit_learns_auc_and_scipys_rank_correlation():
         pairs = [(a["reward"], b["reward"]) for a in own for b in own if a["correct"] > b["correct"]]
         return [(a > b) + 0.5 * (a == b) for a, b in pairs]
 
+    spreads = [np.std([row["reward"] for row in own]) for own in by_prompt.values()]
+    assert found["spread_same_prompt"] == pytest.approx(np.mean(spreads))
     assert found["mixed_prompts"] == sum(bool(wins(own)) for own in by_prompt.values())
     generator, aucs, same = np.random.default_rng(5), [], []
     for _ in range(300):  # a bootstrap over prompts, written out

@@ -134,8 +134,8 @@ def stage_yaml(model, stage):
 def on_gpus(minutes, per_billion, processes=None):
     """Resources of a job that trains or samples, by the model's size and its `launch` setting.
 
-    Time: `minutes` + `per_billion` for each billion of parameters, for one GPU of the 80 GB class; more of it with each
-    retry, which goes on from the last checkpoint. Memory: the weights on their way to the device, once a process.
+    Time: `minutes` + `per_billion` for each billion of parameters, for one GPU of the 80 GB class. Memory: the weights
+    on their way to the device, once a process. More of both with each retry, which goes on from the last checkpoint.
     """
 
     def launched(wildcards):
@@ -148,7 +148,7 @@ def on_gpus(minutes, per_billion, processes=None):
 
     return {
         "gpu": lambda wildcards: launched(wildcards)["processes"] * launched(wildcards)["nodes"],
-        "mem_mb": lambda wildcards: launched(wildcards)["processes"] * weights_mb(wildcards),
+        "mem_mb": lambda wildcards, attempt: launched(wildcards)["processes"] * weights_mb(wildcards, attempt),
         "runtime": lambda wildcards, attempt: int(attempt * (minutes + per_billion * size(wildcards))),
         "launch": lambda wildcards: "--processes {processes} --nodes {nodes} {fsdp}".format(
             **{**launched(wildcards), "fsdp": "--fsdp" if launched(wildcards)["fsdp"] else ""}
@@ -166,9 +166,9 @@ def size(wildcards):
     return model_config(wildcards.model)["base"].get("size", 8)
 
 
-def weights_mb(wildcards):
-    """Memory in which a program loads the weights, in MB."""
-    return int(4000 + 4500 * size(wildcards))
+def weights_mb(wildcards, attempt):
+    """Memory in which a program loads the weights, in MB; half as much again with each retry."""
+    return int((4000 + 4500 * size(wildcards)) * (1 + attempt) / 2)
 
 
 def program(name):

@@ -140,9 +140,9 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
         for policy, values in read_json(run.folder / name / "quality.json")["policies"].items():
             aucs = [(percent(values[key]), between(values[f"{key}_ci95"])) for key in ("auc", "auc_same_prompt")]
             tasks = ", ".join(f"{task} {percent(own['auc'])}" for task, own in values["tasks"].items())
-            spearman, mean = number(values["spearman"]), number(values["mean_reward"])
+            numbers = [number(values[key]) for key in ("spearman", "mean_reward", "spread_same_prompt")]
             counts = [str(values["n"]), str(values["mixed_prompts"])]
-            sample_lines.append([name, policy, percent(values["accuracy"]), *aucs, tasks, spearman, mean, *counts])
+            sample_lines.append([name, policy, percent(values["accuracy"]), *aucs, tasks, *numbers, *counts])
         figures += [
             figure(run.folder / name / "pairs.svg", f"{name}: rewards of both sides of the held-out test pairs."),
             figure(
@@ -159,7 +159,8 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
             "<p>On the policy's own samples for the validation prompts, before RL (sft_wrat) and after: what RL has to "
             "work with. AUC is how often a right answer's reward exceeds a wrong one's, over all samples and between "
             "samples of one prompt, with 95% intervals from a bootstrap over prompts; 50% is chance. Mixed prompts "
-            "have right and wrong samples.</p>",
+            "have right and wrong samples. The spread is the standard deviation among samples of one prompt: of two "
+            "rewards that are added, as for rllr_mix, the wider one decides.</p>",
             table(
                 [
                     "reward model",
@@ -170,6 +171,7 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
                     "AUC by task, %",
                     "Spearman",
                     "mean reward",
+                    "spread, same prompt",
                     "samples",
                     "mixed prompts",
                 ],

@@ -49,10 +49,12 @@ def statistics(rows: list[dict]) -> dict:
         rows: id, task, correct (bool), reward of each sample.
 
     Returns:
-        n, accuracy, mean_reward; auc and spearman over all samples; auc_same_prompt over pairs of a right and a wrong
-        sample of one prompt, which is all that RL can act on, and mixed_prompts, which have such pairs; quintiles by
-        reward, and auc by task. Samples of one prompt resemble each other: the intervals of auc and auc_same_prompt
-        come from a bootstrap over prompts, those of the quintiles count a prompt's samples there as one.
+        n, accuracy, mean_reward; spread_same_prompt, the standard deviation of the rewards of one prompt's samples,
+        averaged over prompts: of two rewards that are added, the wider one decides; auc and spearman over all samples;
+        auc_same_prompt over pairs of a right and a wrong sample of one prompt, which is all that RL can act on, and
+        mixed_prompts, which have such pairs; quintiles by reward, and auc by task. Samples of one prompt resemble each
+        other: the intervals of auc and auc_same_prompt come from a bootstrap over prompts, those of the quintiles
+        count a prompt's samples there as one.
     """
     from scipy.stats import spearmanr
 
@@ -79,6 +81,7 @@ def statistics(rows: list[dict]) -> dict:
         "n": len(rows),
         "accuracy": float(correct.mean()),
         "mean_reward": float(rewards.mean()),
+        "spread_same_prompt": float(np.mean([np.std([r["reward"] for r in own]) for own in by_prompt.values()])),
         "auc": auc(*split(rows)),
         "auc_ci95": interval(above, right.sum(1) * wrong.sum(1)),
         "auc_same_prompt": float(sum(map(sum, wins)) / pairs.sum()) if pairs.any() else None,
