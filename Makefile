@@ -22,19 +22,17 @@ demo: $(ENV)/.ready
 	$(BIN)/python workflow/scripts/show.py results/smollm2
 
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
-# model are shared. Go on after an interruption with the same command; MODEL, DATA, SEEDS and THREADS may be given: with
-# as many jobs side by side as there are cores (THREADS=1) two cores do a fifth more than with one job on both.
+# model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
 MODEL := smollm2
 DATA := demo_full
 SEEDS := 1 2 3
-THREADS := 8
 STUDIED := sft sft_wrat rlhf rllr rllr_mix rlvr
 comma := ,
 space := $(subst ,, )
 study: $(ENV)/.ready
 	set -e; for seed in $(SEEDS); do \
 	  $(BIN)/snakemake --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
-	    --directory runs/seed$$seed --config seed=$$seed threads=$(THREADS) prepared=$(CURDIR)/results \
+	    --directory runs/seed$$seed --config seed=$$seed prepared=$(CURDIR)/results \
 	    data=$(DATA) 'models=[$(MODEL)]' \
 	    'methods=[$(subst $(space),$(comma),$(STUDIED))]'; \
 	done
@@ -70,6 +68,7 @@ lint: $(ENV)/.ready-dev
 bench-ppo: $(ENV)/.ready .venv-peer/.ready
 	$(BIN)/python benchmarks/ppo.py --peer .venv-peer/bin/python
 
-# After Snakemake itself was killed: removes the lock it left on this folder.
+# After Snakemake itself was killed: removes the lock it left on this folder, or on FOLDER (runs/seed2).
+FOLDER := .
 unlock: $(ENV)/.ready
-	$(BIN)/snakemake --unlock
+	$(BIN)/snakemake --unlock --snakefile $(CURDIR)/Snakefile --directory $(FOLDER)

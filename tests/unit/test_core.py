@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rllr import checkpoints
 from rllr.cli import UserError, machine_fault
-from rllr.config import load_stage, load_yaml, merge, stage_config, typed
+from rllr.config import load_stage, load_yaml, merge, schema, stage_config, typed
 from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_json
 from rllr.reward import pair_metrics, pairwise_loss, response_scores
 from rllr.rows import read_pairs, read_prompts, read_responses
@@ -178,6 +178,26 @@ def test_keeping_the_best_adapter_needs_validation():
     model["rllr"] = {"keep": "best", "validate_iterations": 0}
     with pytest.raises(UserError, match="x: rllr: keep: best needs validate_iterations above 0, found 0"):
         stage_config(defaults, model, "rllr", 1, "x")
+
+
+def test_the_schemas_say_nothing_by_accident():
+    """A comma in an unquoted description starts a key of its own."""
+    from jsonschema import Draft202012Validator
+
+    known = {*Draft202012Validator.VALIDATORS, "then", "else", "$defs", "description", "$schema", "title"}
+
+    def strange(node, names: bool = False) -> list[str]:
+        if isinstance(node, list):
+            return [key for part in node for key in strange(part)]
+        if not isinstance(node, dict):
+            return []
+        own = [] if names else [key for key in node if key not in known]
+        return own + [
+            k for key, part in node.items() for k in strange(part, not names and key in ("properties", "$defs"))
+        ]
+
+    for name in ("config", "data", "model"):
+        assert strange(schema(name)) == []
 
 
 def test_the_configuration_page_is_made_from_the_schemas():

@@ -14,7 +14,7 @@ from rllr.data.config import TaskSpec
 from rllr.tasks import Task
 
 TASK = Task("mood", "label", ("good", "bad"))
-SPECS = {"mood": TaskSpec(TASK, "Good or bad?", "{text}", {"good": "joy", "bad": "grief"}, {}, False)}
+SPECS = {"mood": TaskSpec(TASK, "Good or bad?", {"good": "joy", "bad": "grief"}, {}, False)}
 SECRET = "sk-not-to-be-seen"
 
 

@@ -281,6 +281,15 @@ def test_file_annotator(tmp_path):
     assert rows and all(row["output"] == f"Mine for {row['label']}\nLabel: {row['label']}" for row in rows)
     missing = sum(int(row["id"].split("-")[1]) >= 500 for row in read(tmp_path / "out", "sft_train"))
     assert len(rows) == 50 - missing
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    text = (tmp_path / "rationales.jsonl").read_text()
+    (tmp_path / "rationales.jsonl").write_text(text.replace("topics-", ""))  # not the ids of the data files
+    done = prepare(config, tmp_path)
+    assert (
+        done.returncode == 1 and "rows.sft asks for rows, but sft_with_rat_train.jsonl would have none" in done.stderr
+    )
+    assert "rationales missing or unusable" in done.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "rationales.jsonl").write_text('{"id": "topics-1", "label": "sea"}\n')
     done = prepare(config, tmp_path)
     assert done.returncode == 1 and "rationales.jsonl line 1: field rationale: found None" in done.stderr
@@ -300,7 +309,7 @@ def test_confusion_comes_first(tmp_path):
 
 
 def spec(task: Task, **fields) -> TaskSpec:
-    return TaskSpec(task=task, instruction="?", input="{text}", claims={}, sources={}, pair=False, **fields)
+    return TaskSpec(task=task, instruction="?", claims={}, sources={}, pair=False, **fields)
 
 
 def test_wrong_labels():
@@ -341,7 +350,7 @@ def leak_accuracies(folds: int) -> tuple[float, float]:
     draw = random.Random(1)
     rare = [f"rare{'abcdefghij'[i % 10]}{'klmnopqrst'[i // 10 % 10]}{'uvwxyz'[i // 100]}" for i in range(600)]
     task = Task("topics", "label", tuple(TOPICS))
-    specs = {"topics": TaskSpec(task, "?", "{text}", {t: f"topic {t}" for t in TOPICS}, {}, False)}
+    specs = {"topics": TaskSpec(task, "?", {t: f"topic {t}" for t in TOPICS}, {}, False)}
     rows = []
     for number in range(1500):
         topic = draw.choice(list(TOPICS))
@@ -388,7 +397,7 @@ def test_training_rationales_give_no_more_away_than_unseen_ones():
 def test_that_the_leak_test_can_see_a_leak():
     draw = random.Random(2)
     task = Task("topics", "label", tuple(TOPICS))
-    specs = {"topics": TaskSpec(task, "?", "{text}", {t: f"topic {t}" for t in TOPICS}, {}, False)}
+    specs = {"topics": TaskSpec(task, "?", {t: f"topic {t}" for t in TOPICS}, {}, False)}
     rows = [Ask("topics", str(n), f"word{chr(97 + n % 26)}{chr(97 + n // 26)}", "", draw.choice(list(TOPICS)), n % 5)
             for n in range(200)]  # fmt: skip
     annotator = CueAnnotator(specs, min_count=1)
@@ -422,7 +431,7 @@ def test_token_lengths(tmp_path, merged):
 
 def test_pair_cues_name_where_the_texts_differ():
     task = Task("nli", "label", ("yes", "no"))
-    specs = {"nli": TaskSpec(task, "?", "{text} {text2}", {"yes": "agreement", "no": "conflict"}, {}, True)}
+    specs = {"nli": TaskSpec(task, "?", {"yes": "agreement", "no": "conflict"}, {}, True)}
     rows = []
     for number in range(40):
         adverb, label = ("never", "no") if number % 2 else ("always", "yes")

@@ -56,7 +56,7 @@ def server(merged, tmp_path):
 def test_real_completions(server, tmp_path):
     base_url, model = server
     task = Task("reviews", "label", ("positive", "negative"))
-    specs = {"reviews": TaskSpec(task, "Positive or negative?", "{text}", {}, {}, False)}
+    specs = {"reviews": TaskSpec(task, "Positive or negative?", {}, {}, False)}
     settings = {
         "base_url": base_url,
         "model": model,

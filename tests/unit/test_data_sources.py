@@ -75,6 +75,7 @@ BROKEN = {
     "four of three stars": (b"text,label\nfine,4\n", STARS, {}, ["line 2", "'4'", "1, 2, 3"]),
     "half a star": (b"text,label\nfine,2.5\n", STARS, {}, ["line 2", "'2.5'"]),
     "class out of range": (b"text,label\nfine,2\n", {}, {"values": ["bad", "good"]}, ["line 2", "'2'", "0 to 1"]),
+    "number not mapped": (b"text,label\nfine,2\n", {}, {"values": {0: "bad", 1: "good"}}, ["line 2", "'2'", "0, 1"]),
     "value not mapped": (b"text,label\nfine,x\n", {}, {"values": {"y": "good"}}, ["line 2", "'x'", "y"]),
     "bins of words": (
         b"text,label\nfine,x\n",

@@ -347,6 +347,10 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in found] == ["short", "a much longer text", "middling"]
     assert all(row["task"] == "reviews" and isinstance(row["answer"], str) for row in found)
+    pair = Task("pairs", "label", ("yes", "no"), input="One: {text}\nTwo: {text2}")
+    assert predict.split("a\tb", pair) == {"text": "a", "text2": "b"}
+    with pytest.raises(predict.UserError, match="task pairs takes two texts"):
+        predict.split("a b", pair)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 ALL = ["results/tiny/sft/metrics.json", "results/tiny/rlhf/metrics.json", "results/tiny/rllr_mix/metrics.json"]
 
@@ -94,6 +95,8 @@ BAD_CONFIGS = [
     (["--config", "overrides={tiny: {ppo: {learning_rat: 1}}}"], "unknown key learning_rat"),
     (["--config", "overrides={tiny: {sft: {epochs: many}}}"], "sft.epochs: 'many' is not of type 'number'"),
     (["--config", "overrides={tiny: {rllr_mix: {keep: all}}}"], "keep: 'all' is not one of"),
+    (["--config", "overrides={tiny: {launch: {processes: 3}}}"], "16 is not a multiple of micro_batch_size 8 x 3 proc"),
+    (["results/tiny/sft_wrat_bon/model"], "sft_wrat_bon has no model of its own"),
     (["results/tinny/rllr/metrics.json"], "unknown model 'tinny'"),
     (["results/tiny/rllr_mixed/metrics.json"], "unknown method 'rllr_mixed'"),
 ]
@@ -108,6 +111,31 @@ def test_a_bad_config_is_one_line_before_any_work(finished, arguments, expected)
     assert done.returncode != 0 and expected in text and "Traceback" not in text
     assert sum(expected in line for line in text.splitlines()) == 1
     assert {p: p.stat().st_mtime_ns for p in (finished.folder / "results").rglob("*")} == before
+
+
+def rows_of_the_data(run, **rows) -> None:
+    """Change `rows` of the run's data config; None takes a key away."""
+    path = run.folder / "config/data/demo.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["rows"] = {key: n for key, n in {**config["rows"], **rows}.items() if n is not None}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def test_rows_that_a_method_needs_are_asked_for_before_any_work(again):
+    rows_of_the_data(again, test_label_pairs=None)
+    done = again("-n", "results/tiny/rllr/metrics.json", check=False)
+    expected = "demo.yaml: label_sensitive_pairs_for_test.jsonl is needed, but rows.test_label_pairs is missing"
+    assert done.returncode != 0 and expected in done.stdout + done.stderr
+    again("-n", "results/tiny/sft_wrat/metrics.json")  # which needs no pairs
+
+
+def test_data_without_validation_and_rationale_tests_will_do(again):
+    rows_of_the_data(again, validation=None, validation_label_pairs=None, test_rationale_pairs=None)
+    again("results/tiny/rllr/adapter")
+    metrics = json.loads((again.folder / "results/tiny/rm_rllr/metrics.json").read_text())
+    assert metrics["n"] == 40 and not {"validation", "rationale_sensitive"} & set(metrics)
+    log = (again.folder / "results/tiny/rllr/train_log.jsonl").read_text()
+    assert "label_accuracy" in log and "validation_accuracy" not in log
 
 
 def test_report(finished, tmp_path):

@@ -54,10 +54,10 @@ rule base_model:
         "../../environment.yml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards: int(6000 + 2000 * size(wildcards)),
+        mem_mb=lambda wildcards, attempt: int((6000 + 2000 * size(wildcards)) * (1 + attempt) / 2),
         runtime=lambda wildcards, attempt: int(attempt * (60 + 30 * size(wildcards))),
     message:
         "Preparing the base model of {wildcards.model}"
     shell:
-        "python {input.program} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
-        "--data {input.data:q} --out {output.folder:q} > {log} 2>&1"
+        "python {input.program:q} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
+        "--data {input.data:q} --out {output.folder:q} 2>&1 | tee {log:q}"

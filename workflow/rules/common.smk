@@ -19,6 +19,7 @@ sys.path.insert(0, str(PROGRAMS))
 shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 from rllr.cli import UserError
+from rllr.data import ASKED_BY, asks_for
 from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate
 
 # Method -> the reward models that it reads: in its PPO run, or (sft_wrat_bon) to pick the best of several samples.
@@ -89,9 +90,19 @@ def data_config(data):
     return result
 
 
-def data_file(name):
-    """Input function: a prepared data file of the model in the wildcards."""
-    return lambda wildcards: f"{PREPARED}/data/{data_of(wildcards.model)}/{name}"
+def data_file(name, needed=True):
+    """Input function: a prepared data file of the model in the wildcards, which may be empty if it is not `needed`."""
+
+    def path(wildcards):
+        data = data_of(wildcards.model)
+        file = Path(name).stem
+        if needed and file in ASKED_BY and not asks_for(data_config(data), file):
+            raise WorkflowError(
+                f"config/data/{data}.yaml: {file}.jsonl is needed, but rows.{ASKED_BY[file]} is missing"
+            )
+        return f"{PREPARED}/data/{data}/{name}"
+
+    return path
 
 
 def method_base(wildcards):

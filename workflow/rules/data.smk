@@ -31,7 +31,7 @@ rule fetch_package:
         "Fetching {wildcards.file}"
     shell:
         "python {input.program:q} --package {params.section[package]:q} --sha256 {params.section[sha256]:q} "
-        "--out {output.file:q} > {log:q} 2>&1"
+        "--out {output.file:q} 2>&1 | tee {log:q}"
 
 
 rule data_config:
@@ -76,8 +76,8 @@ rule prepare:
         "../../environment.yml"
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=240,
+        mem_mb=lambda wildcards, attempt: attempt * 2000,
+        runtime=lambda wildcards, attempt: attempt * 240,
     params:
         packages=f"{PREPARED}/packages",
         cache=f"{PREPARED}/data/{{data}}/cache.sqlite",
@@ -85,7 +85,7 @@ rule prepare:
         "Preparing data {wildcards.data}"
     shell:
         "python {input.program:q} --config {input.config:q} --packages {params.packages:q} --cache {params.cache:q} "
-        "--out {output.folder:q} --workers {threads} > {log:q} 2>&1"
+        "--out {output.folder:q} --workers {threads} 2>&1 | tee {log:q}"
 
 
 # A rule of its own, because Snakemake deletes a job's outputs before it starts: if a row is not as it should be,

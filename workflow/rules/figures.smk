@@ -31,7 +31,7 @@ rule curves:
         "Curves of {wildcards.stage} of {wildcards.model}"
     shell:
         "python {input.program:q} curves --data {input.data:q} --title {params.title:q} "
-        "--out {output.figure:q} > {log:q} 2>&1"
+        "--out {output.figure:q} 2>&1 | tee {log:q}"
 
 
 rule confusion:
@@ -65,7 +65,7 @@ rule confusion:
         "Confusion matrix of {wildcards.method} of {wildcards.model}"
     shell:
         "python {input.program:q} confusion --data {input.data:q} --tasks {input.tasks:q} --title {params.title:q} "
-        "--out {output.figure:q} > {log:q} 2>&1"
+        "--out {output.figure:q} 2>&1 | tee {log:q}"
 
 
 rule pairs:
@@ -98,7 +98,7 @@ rule pairs:
         "Scores of held-out pairs by {wildcards.reward_model} of {wildcards.model}"
     shell:
         "python {input.program:q} pairs --data {input.data:q} --title {params.title:q} "
-        "--out {output.figure:q} > {log:q} 2>&1"
+        "--out {output.figure:q} 2>&1 | tee {log:q}"
 
 
 rule reliability:
@@ -131,4 +131,4 @@ rule reliability:
         "Reliability of {wildcards.reward_model} of {wildcards.model}"
     shell:
         "python {input.program:q} reliability --data {input.data:q} --title {params.title:q} "
-        "--out {output.figure:q} > {log:q} 2>&1"
+        "--out {output.figure:q} 2>&1 | tee {log:q}"

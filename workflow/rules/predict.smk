@@ -60,7 +60,7 @@ rule metrics:
     shell:
         "python {input.program:q} --predictions {input.predictions:q} --tasks {input.tasks:q} "
         "--model {wildcards.model:q} --method {wildcards.method:q} --data {params.data:q} --out {output.metrics:q} "
-        "> {log:q} 2>&1"
+        "2>&1 | tee {log:q}"
 
 
 rule export:
@@ -91,4 +91,4 @@ rule export:
         # No GPU: another stage may hold it.
         "CUDA_VISIBLE_DEVICES= python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} "
         "--config {input.config:q} --metrics {input.metrics:q} --used {input.used:q} --origin {input.origin:q}/origin.json "
-        "--out {output.model:q} > {log:q} 2>&1"
+        "--out {output.model:q} 2>&1 | tee {log:q}"

@@ -60,4 +60,4 @@ rule merge:
         # No GPU: another stage may hold it.
         "CUDA_VISIBLE_DEVICES= python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} "
         "--out {output.merged:q} "
-        "> {log:q} 2>&1"
+        "2>&1 | tee {log:q}"

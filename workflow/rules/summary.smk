@@ -37,7 +37,7 @@ rule summary:
         "Summary of {params.models}"
     shell:
         "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
-        "--out results > {log:q} 2>&1"
+        "--out results 2>&1 | tee {log:q}"
 
 
 REPORT_MODELS = sorted({reward_model for method in config["methods"] for reward_model in REWARD_MODELS[method]})
@@ -104,4 +104,4 @@ rule report:
     shell:
         "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
         "--reward-models {params.reward_models:q} --stages {params.stages:q} --data {params.data:q} "
-        "--bases {input.bases:q} --out {output.html:q} > {log:q} 2>&1"
+        "--bases {input.bases:q} --out {output.html:q} 2>&1 | tee {log:q}"

@@ -17,7 +17,7 @@ This page is made from the schemas (`python workflow/schemas/document.py > confi
 Unknown keys, wrong types and values out of range are refused before any work starts.
 
 - `config.yaml`: what to run. Any key can be given on the command line: `snakemake --config seed=2 ...`.
-- `stages.yaml`: the values of every stage unless a model's file says otherwise. Most are the published recipe.
+- `stages.yaml`: the values of every stage unless a model's file says otherwise: what the published recipes share.
 - `models/<model>.yaml`: a base model and its own hyperparameters. The section of a stage (`sft_wrat`, `rm_rllr`,
   `rllr_mix`, ...) overrides the section of its kind (`sft`, `reward`, `ppo`).
 - `data/<data>.yaml`: tasks, where their rows come from, and what is made of them.

@@ -40,6 +40,7 @@ def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
     asked = [
         f"- **{task}**: {used['instructions'][task]!r}, "
         + (f"a number in {t['low']:g} to {t['high']:g}" if t["kind"] == "score" else "one of " + ", ".join(t["labels"]))
+        + ("" if t["input"] == "{text}" else f"; the text is {t['input']!r}")
         for task, t in used["tasks"].items()
         if task in used["instructions"]
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from rllr import cli
 from rllr.cli import UserError, log
 from rllr.config import load_stage
-from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
+from rllr.files import atomic_dir, has_rows, read_json, stage_lock, write_json, write_jsonl
 from rllr.rows import read_prompts
 from rllr.tasks import load_tasks
 from rllr.tokens import Encoder
@@ -138,7 +138,7 @@ def main() -> None:
 
     config = load_stage(PPOConfig, args.config)
     validation = []
-    if config.validate_iterations:
+    if config.validate_iterations and (config.keep == "best" or has_rows(args.data / "validation.jsonl")):
         validation = read_prompts(args.data / "validation.jsonl", tasks, need_labels=True)
     tau, origin = threshold(method, config.label_reward_threshold, args.rewards)
 

@@ -1,6 +1,7 @@
 """Answers of a model: to a test file, or to texts of your own.
 
-Texts of your own, given or as lines on standard input; prints rationale and label, or JSON lines:
+Texts of your own, given or as lines on standard input (two texts of a pair with a tab between them); prints rationale
+and label, or JSON lines:
 
     python workflow/scripts/predict.py --model results/smollm2/rllr_mix --task movie_reviews --text "A fine film."
     python workflow/scripts/predict.py --model results/smollm2/rllr_mix --task movie_reviews --jsonl < reviews.txt
@@ -153,23 +154,40 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
         partial.unlink()
 
 
-def predict_texts(config: PredictConfig, paths: dict, task, instruction: str, texts: list[str], as_json: bool) -> None:
-    """Print an answer to each text, in their order."""
+def predict_texts(
+    config: PredictConfig, paths: dict, task, instruction: str, texts: list[dict[str, str]], as_json: bool
+) -> None:
+    """Print an answer to each text, in their order.
+
+    Args:
+        texts: `text`, and `text2` for a task of two texts.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    rows = [{"id": str(i), "task": task.name, "instruction": instruction, "input": t} for i, t in enumerate(texts)]
+    shared = {"task": task.name, "instruction": instruction}
+    rows = [{"id": str(i), **shared, "input": task.input.format(**given)} for i, given in enumerate(texts)]
     answers = {}
     for indices, found in Predictor(config, paths["base"], paths["adapter"], paths["reward"]).answers(rows):
         answers.update(zip(indices, found, strict=True))
-    for i, text in enumerate(texts):
+    for i, given in enumerate(texts):
         label = read_label(answers[i], task)
         rationale = re.sub(task.answer, "", answers[i]).strip()
         if as_json:
-            line = {"text": text, "task": task.name, "label": label, "rationale": rationale, "answer": answers[i]}
-            print(json.dumps(line, ensure_ascii=False))
+            line = {"task": task.name, "label": label, "rationale": rationale, "answer": answers[i]}
+            print(json.dumps({**given, **line}, ensure_ascii=False))
         else:
             print(f"{rationale}\nLabel: {label or '(none could be read)'}\n")
+
+
+def split(line: str, task) -> dict[str, str]:
+    """`text`, and where the task takes two `text2`, which a tab separates from it."""
+    if "{text2}" not in task.input:
+        return {"text": line}
+    text, tab, second = line.partition("\t")
+    if not tab:
+        raise UserError(f"task {task.name} takes two texts, with a tab between them; found {line!r:.80}")
+    return {"text": text, "text2": second}
 
 
 def main() -> None:
@@ -187,6 +205,7 @@ def main() -> None:
     prompts.add_argument("--out", type=Path, help="predictions.jsonl")
     prompts.add_argument("--task", help="task of the texts")
     prompts.add_argument("--text", help="one text; without it, every line of standard input")
+    prompts.add_argument("--text2", help="the second text, for a task of two")
     prompts.add_argument("--instruction", help="put before the text (default: the task's, as in the test file)")
     prompts.add_argument("--jsonl", action="store_true", help="print JSON lines")
     args = parser.parse_args()
@@ -216,8 +235,14 @@ def main() -> None:
     instruction = args.instruction if args.instruction is not None else instructions.get(args.task)
     if instruction is None:
         parser.error("give --instruction: none is known that all texts of this task share")
-    texts = [args.text] if args.text is not None else [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    predict_texts(config, paths, tasks[args.task], instruction, texts, args.jsonl)
+    task = tasks[args.task]
+    if args.text is None:
+        texts = [split(line.rstrip("\n"), task) for line in sys.stdin if line.strip()]
+    elif (args.text2 is None) == ("{text2}" in task.input):
+        parser.error(f"task {task.name} takes {'two texts' if args.text2 is None else 'one text'}")
+    else:
+        texts = [{"text": args.text} if args.text2 is None else {"text": args.text, "text2": args.text2}]
+    predict_texts(config, paths, task, instruction, texts, args.jsonl)
 
 
 if __name__ == "__main__":

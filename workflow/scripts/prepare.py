@@ -8,11 +8,13 @@ rllr.data.FILES as JSON lines, tasks.json, report.json and report.svg: all, or n
 
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from rllr.cli import log, parser, run
-from rllr.data import FILES
+from rllr.cli import UserError, log, parser, run
+from rllr.config import load_yaml
+from rllr.data import FILES, asks_for
 from rllr.data.config import load_config
 from rllr.files import stage_lock, write_json
 from rllr.tasks import dump_tasks
@@ -37,6 +39,19 @@ def arguments() -> Arguments:
     return Arguments(**vars(command.parse_args()))
 
 
+def check_filled(path: Path, folder: Path, counts: Counter) -> None:
+    """Raise UserError if a file that the config asks for has got no rows."""
+    config = load_yaml(path)
+    for file in FILES:
+        asked = asks_for(config, file)
+        # What validation gets from a release depends on the files that it has.
+        if not asked or asked == "release.validation" or (folder / f"{file}.jsonl").stat().st_size:
+            continue
+        dropped = [f"{rows} {key[1]}: {key[2]}" for key, rows in counts.most_common() if key[0] == "dropped"]
+        why = f"; dropped: {'; '.join(dropped[:3])}" if dropped else ""
+        raise UserError(f"{path}: {asked} asks for rows, but {file}.jsonl would have none{why}")
+
+
 def main() -> None:
     args = arguments()
     config = load_config(args.config)
@@ -55,6 +70,7 @@ def main() -> None:
         if config.tokenizers:
             described["tokens"] = report.token_lengths(folder, config.tokenizers, config.cutoff)
         report.log_table(described)
+        check_filled(args.config, folder, built["counts"])
         write_json(folder / "tasks.json", dump_tasks(config.tasks))
         write_json(folder / "report.json", described)
         report.plot(described, folder / "report.svg")

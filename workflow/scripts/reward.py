@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.config import load_stage
-from rllr.files import stage_lock, write_json, write_jsonl
+from rllr.files import has_rows, stage_lock, write_json, write_jsonl
 from rllr.rows import read_pairs
 from rllr.tasks import load_tasks
 from rllr.tokens import Encoder
@@ -117,7 +117,7 @@ def main() -> None:
     held_out = {
         name: read_pairs(args.data / file, tasks, sensitive)
         for name, (file, sensitive) in HELD_OUT.items()
-        if (args.data / file).exists() or name == "label_sensitive"
+        if name == "label_sensitive" or has_rows(args.data / file)
     }
 
     from datasets import Dataset

@@ -133,6 +133,14 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     validate(resolved, {"$defs": definitions, **required}, f"{where}: {stage}")
     if resolved.get("keep") == "best" and not resolved["validate_iterations"]:
         raise UserError(f"{where}: {stage}: keep: best needs validate_iterations above 0, found 0")
+    launch = merge(defaults["launch"], model.get("launch"))
+    processes = launch["processes"] * launch["nodes"]
+    part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
+    if part and resolved["batch_size"] % (resolved[part] * processes):
+        raise UserError(
+            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {resolved[part]} "
+            f"x {processes} processes (launch)"
+        )
     resolved["stage"] = stage
     resolved["seed"] = seed
     if section != "predict":

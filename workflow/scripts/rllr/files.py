@@ -97,6 +97,11 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path}: not UTF-8 ({error})") from None
 
 
+def has_rows(path: Path | str) -> bool:
+    """Whether a data file is there and not empty."""
+    return Path(path).is_file() and Path(path).stat().st_size > 0
+
+
 def sha256(path: Path | str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

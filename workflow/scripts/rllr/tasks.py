@@ -9,7 +9,7 @@ from rllr.files import read_json
 
 KINDS = ("label", "stars", "score")
 METRICS = ("accuracy", "pearson")
-ANSWER = r"(?im)^[\s>*#\-]*label[\s*]*:(.*)$"  # the answer line of METHOD's response format, tolerantly
+ANSWER = r"(?im)^[\s>*#\-]*label[\s*]*:(.*)$"  # the answer line of `respond`, tolerantly
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Task:
     metric: str = "accuracy"  # headline metric: accuracy, or pearson for `score`
     f1: str | None = None  # the label whose binary F1 is reported beside accuracy (MRPC, QQP)
     answer: str = ANSWER  # regular expression whose last match's group 1 holds the label
+    input: str = "{text}"  # how a row's text enters the prompt, and a second text as {text2}
 
 
 def load_tasks(path: Path | str) -> dict[str, Task]:

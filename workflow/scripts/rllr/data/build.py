@@ -223,7 +223,7 @@ class Builder:
             "id": ask.id,
             "task": task.name,
             "instruction": spec.instruction,
-            "input": spec.input.format(text=ask.text, text2=ask.text2),
+            "input": spec.task.input.format(text=ask.text, text2=ask.text2),
         }
         start, n_words = encode(prompt)[:-1], len(prompt["input"].split())
 

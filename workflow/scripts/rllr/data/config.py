@@ -19,7 +19,6 @@ class TaskSpec:
 
     task: Task
     instruction: str
-    input: str  # format of the input: {text}, and {text2} for text pairs
     claims: dict[str, str]  # label (score: anchor value) -> how a rationale words it
     sources: dict[str, dict[str, Any]]  # "train" and perhaps "test" -> source section
     pair: bool  # rows hold two texts
@@ -152,11 +151,11 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         metric=section.get("metric", "pearson" if kind == "score" else "accuracy"),
         f1=str(section["f1"]) if "f1" in section else None,
         answer=section.get("answer", ANSWER),
+        input=section.get("input", "{text}\n{text2}" if pair else "{text}"),
     )
     return TaskSpec(
         task=task,
         instruction=section.get("instruction", ""),
-        input=section.get("input", "{text}\n{text2}" if pair else "{text}"),
         claims={str(label): claim for label, claim in section.get("claims", {}).items()},
         sources=sources,
         pair=pair,

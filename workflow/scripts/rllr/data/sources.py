@@ -108,6 +108,7 @@ def label_reader(spec: TaskSpec, source: dict) -> Callable[[Any, str], str | Non
                 if index not in range(len(values)):
                     raise UserError(f"{where}: field {column}: found {value!r}, expected 0 to {len(values) - 1}")
                 return values[int(index)]
+            values = {str(key): label for key, label in values.items()}  # YAML reads 0: as a number
             if str(value) not in values:
                 raise UserError(f"{where}: field {column}: found {value!r}, expected one of {', '.join(values)}")
             return values[str(value)]

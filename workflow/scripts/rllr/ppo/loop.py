@@ -1,6 +1,6 @@
 """The PPO iteration: 1. roll out, 2. score, 3. advantages, 4. optimise; and the run over all prompts.
 
-Semantics: METHOD of Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on trl 0.7. One iteration takes
+Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on trl 0.7. One iteration takes
 `batch_size` prompts and, by default, one optimiser step, so that the ratio starts at 1 and the clip is idle.
 """
 

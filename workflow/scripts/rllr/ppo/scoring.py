@@ -18,7 +18,7 @@ def is_correct(text: str, row: dict, task: Task) -> bool | None:
 
 
 def mix(label: torch.Tensor | None, rationale: torch.Tensor | None, threshold: float | None) -> torch.Tensor:
-    """The reward of the method, METHOD section "The idea", (B,).
+    """The reward of the method, Liao et al. 2024, (B,).
 
     rlhf: r_rationale; rllr and rlvr: r_label; rllr_mix and rlvr_mix: min(r_label, tau) + r_rationale.
 

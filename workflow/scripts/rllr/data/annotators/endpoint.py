@@ -122,7 +122,7 @@ class EndpointAnnotator:
         spec = self.specs[ask.task]
         return {
             "instruction": spec.instruction,
-            "input": spec.input.format(text=ask.text, text2=ask.text2),
+            "input": spec.task.input.format(text=ask.text, text2=ask.text2),
             "label": ask.label,
             "claim": spec.claims.get(spec.label_class(ask.label), ask.label),
         }
