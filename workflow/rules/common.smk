@@ -35,6 +35,15 @@ REWARD_MODELS = {
 }
 PPO_METHODS = [method for method in REWARD_MODELS if not method.startswith("sft")]
 
+# Stage -> data files that it cannot do without.
+NEEDED = {
+    "sft": ["sft_train"],
+    "sft_wrat": ["sft_with_rat_train"],
+    "rm_rlhf": ["rlhf_reward_train", "label_sensitive_pairs_for_test"],
+    "rm_rllr": ["rllr_reward_train", "label_sensitive_pairs_for_test"],
+    **{method: ["unsupervised"] for method in PPO_METHODS},
+}
+
 
 def one_line(function):
     """Turn a UserError into Snakemake's own, which is shown without a traceback."""
@@ -90,19 +99,9 @@ def data_config(data):
     return result
 
 
-def data_file(name, needed=True):
-    """Input function: a prepared data file of the model in the wildcards, which may be empty if it is not `needed`."""
-
-    def path(wildcards):
-        data = data_of(wildcards.model)
-        file = Path(name).stem
-        if needed and file in ASKED_BY and not asks_for(data_config(data), file):
-            raise WorkflowError(
-                f"config/data/{data}.yaml: {file}.jsonl is needed, but rows.{ASKED_BY[file]} is missing"
-            )
-        return f"{PREPARED}/data/{data}/{name}"
-
-    return path
+def data_file(name):
+    """Input function: a prepared data file of the model in the wildcards."""
+    return lambda wildcards: f"{PREPARED}/data/{data_of(wildcards.model)}/{name}"
 
 
 def method_base(wildcards):
@@ -134,10 +133,6 @@ def judged_on(wildcards):
 @one_line
 def stage_yaml(model, stage):
     """The resolved config of a stage, as YAML text."""
-    if stage == "sft_wrat_bon":
-        raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
-    if stage not in SECTIONS:
-        raise UserError(f"unknown method {stage!r}; known: {', '.join(REWARD_MODELS)}")
     resolved = stage_config(DEFAULTS, model_config(model), stage, config["seed"], f"config/models/{model}.yaml")
     return yaml.safe_dump({"model": model, **resolved}, sort_keys=False)
 
@@ -208,6 +203,9 @@ def code(name):
     return sorted(str(path) for path in found)
 
 
+# What `check_config` and `check_targets` find would else be met by input functions and params, one by one.
+
+
 @one_line
 def check_config():
     validate(config, schema("config"), "config/config.yaml")
@@ -219,13 +217,35 @@ def check_config():
 
 @one_line
 def check_targets():
-    """Unknown models and methods among the targets, before input functions would meet them one by one."""
-    for target in sys.argv[1:]:  # Snakemake knows its targets only after the rules
-        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/", target)
+    """The models, methods and stages among the targets, which Snakemake itself knows only after the rules."""
+    targets = [argument for argument in sys.argv[1:] if argument.startswith("results/")]
+    if not targets and "--target-jobs" not in sys.argv:  # `rule all`, and not a job of another executor
+        targets = [
+            f"results/{model}/{method}/metrics.json" for model in config["models"] for method in config["methods"]
+        ]
+    for target in targets:
+        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*)", target)
         if match:
-            model_config(match[1])
-            if match[2] not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
-                raise UserError(f"unknown method {match[2]!r}; known: {', '.join(REWARD_MODELS)}")
+            model, method, what = match.groups()
+            model_config(model)
+            if method not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
+                raise UserError(f"unknown method {method!r}; known: {', '.join(REWARD_MODELS)}")
+            if (method, what.rstrip("/")) == ("sft_wrat_bon", "model"):
+                raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
+            check_stages(model, method)
+
+
+def check_stages(model, *methods):
+    """The configs of the stages that methods rest on, and that the data has the rows these need."""
+    stages = [stage for method in methods for stage in (method, *REWARD_MODELS.get(method, []))]
+    for stage in ["sft_wrat" if {*stages} - {"sft"} else "sft", *stages]:
+        if stage in SECTIONS:
+            stage_yaml(model, stage)
+        for file in NEEDED.get(stage, []):
+            if not asks_for(data_config(data_of(model)), file):
+                raise UserError(
+                    f"config/data/{data_of(model)}.yaml: rows.{ASKED_BY[file]}: missing; {stage} needs {file}.jsonl"
+                )
 
 
 config["overrides"] = typed(config["overrides"])

@@ -11,7 +11,7 @@ rule ppo:
             part=["adapter", "metrics.json"],
         ),
         prompts=data_file("unsupervised.jsonl"),
-        validation=data_file("validation.jsonl", needed=False),
+        validation=data_file("validation.jsonl"),
         tasks=data_file("tasks.json"),
         program=program("ppo.py"),
         code=code("ppo.py"),

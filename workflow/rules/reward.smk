@@ -1,6 +1,5 @@
 # Reward models: rm_rlhf on rationale-sensitive pairs, rm_rllr on label-sensitive pairs.
 
-# The first are needed; the others are measured where the data has them.
 HELD_OUT_PAIRS = [
     "label_sensitive_pairs_for_test.jsonl",
     "label_sensitive_pairs_for_validation.jsonl",
@@ -13,9 +12,7 @@ rule reward_model:
         config="results/{model}/{reward_model}/config.yaml",
         base="results/{model}/sft_wrat/merged",
         train=lambda wildcards: data_file(wildcards.reward_model.removeprefix("rm_") + "_reward_train.jsonl")(wildcards),
-        held_out=lambda wildcards: [
-            data_file(name, needed=name == HELD_OUT_PAIRS[0])(wildcards) for name in HELD_OUT_PAIRS
-        ],
+        held_out=lambda wildcards: [data_file(name)(wildcards) for name in HELD_OUT_PAIRS],
         tasks=data_file("tasks.json"),
         program=program("reward.py"),
         code=code("reward.py"),
