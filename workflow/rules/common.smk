@@ -224,13 +224,13 @@ def check_targets():
             f"results/{model}/{method}/metrics.json" for model in config["models"] for method in config["methods"]
         ]
     for target in targets:
-        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*)", target)
+        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*?)/?$", target)
         if match:
             model, method, what = match.groups()
             model_config(model)
             if method not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
                 raise UserError(f"unknown method {method!r}; known: {', '.join(REWARD_MODELS)}")
-            if (method, what.rstrip("/")) == ("sft_wrat_bon", "model"):
+            if method == "sft_wrat_bon" and what == "model":
                 raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
             check_stages(model, method)
 
