@@ -19,8 +19,8 @@ sys.path.insert(0, str(PROGRAMS))
 shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 from rllr.cli import UserError
-from rllr.data import ASKED_BY, asks_for
 from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate
+from rllr.data import ASKED_BY, asks_for
 
 # Method -> the reward models that it reads: in its PPO run, or (sft_wrat_bon) to pick the best of several samples.
 REWARD_MODELS = {
@@ -235,10 +235,9 @@ def check_targets():
             check_stages(model, method)
 
 
-def check_stages(model, *methods):
-    """The configs of the stages that methods rest on, and that the data has the rows these need."""
-    stages = [stage for method in methods for stage in (method, *REWARD_MODELS.get(method, []))]
-    for stage in ["sft_wrat" if {*stages} - {"sft"} else "sft", *stages]:
+def check_stages(model, method):
+    """The configs of the stages that a method rests on, and that the data has the rows these need."""
+    for stage in ["sft" if method == "sft" else "sft_wrat", method, *REWARD_MODELS.get(method, [])]:
         if stage in SECTIONS:
             stage_yaml(model, stage)
         for file in NEEDED.get(stage, []):
