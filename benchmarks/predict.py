@@ -66,7 +66,7 @@ def main() -> None:
 
     logging.set_verbosity_error()
     kind = models.dtype(args.precision)
-    model, tokenizer = models.load_causal(args.model, kind), models.load_tokenizer(args.model)
+    model, tokenizer = models.load_adapter(args.model, None, kind), models.load_tokenizer(args.model)
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
     tasks = load_tasks(args.data.with_name("tasks.json"))

@@ -17,7 +17,7 @@ SMALL = {
     "sft": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
     "reward": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
     "ppo": {"batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "max_new_tokens": 4, "save_iterations": 100},
-    "predict": {"batch_size": 8, "max_new_tokens": 4, "cutoff": 512},
+    "predict": {"precision": "bf16", "batch_size": 8, "max_new_tokens": 4, "cutoff": 512},
 }
 
 

@@ -424,3 +424,50 @@ def test_the_attention_implementation_is_chosen_by_its_key(merged):
     assert torch.allclose(found["sdpa"][0], found["eager"][0], atol=1e-5)
     with pytest.raises(UserError, match=r"attention: flash_attention_2 cannot be had for .*; use auto"):
         models.load_causal(merged, torch.float32, "flash_attention_2")
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_output_layer_gets_no_strided_slice(merged, rows):
+    # For one, PyTorch's product on a CPU copies the layer's weights once for every row.
+    from rllr import models
+    from rllr.generate import generate
+
+    model, dense = models.load_causal(merged, torch.float32), []
+    model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: dense.append(inputs[0]))
+    generate(model, [list(range(3, 12 + row)) for row in range(rows)], -1, 0, 4)
+    assert [hidden.shape for hidden in dense] == [(rows, 1, 32)] * 4
+    assert all(hidden.is_contiguous() for hidden in dense)
+
+
+def test_attention_in_fp32_is_exact_but_for_the_last_rounding():
+    from rllr.models import sdpa_in_fp32
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 9, 16).bfloat16()
+    visible = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = sdpa_in_fp32(torch.nn.Module(), query, key, value, visible)
+    scores = query.double() @ key.double().transpose(2, 3) / 4
+    exact = scores.masked_fill(~visible, float("-inf")).softmax(-1) @ value.double()
+    assert found.dtype == torch.bfloat16
+    assert (found.transpose(1, 2) == exact.bfloat16()).float().mean() > 0.999
+
+
+def test_bf16_decoding_on_a_cpu_keeps_its_stream_and_attention_in_fp32(merged):
+    from rllr import models
+
+    ids, found = torch.arange(3, 12)[None], {}
+    for kind, attention in ((torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"), (torch.float32, "auto")):
+        model = models.load_adapter(merged, None, kind, attention)
+        assert next(model.parameters()).dtype == kind
+        with torch.no_grad(), models.autocast(kind):
+            streams = model(input_ids=ids, output_hidden_states=True).hidden_states
+        found[kind, attention] = model.config._attn_implementation, {stream.dtype for stream in streams}
+    assert found == {
+        (torch.bfloat16, "auto"): ("sdpa_in_fp32", {torch.float32}),
+        (torch.bfloat16, "sdpa"): ("sdpa", {torch.bfloat16}),  # a choice of one's own
+        (torch.float32, "auto"): ("sdpa", {torch.float32}),
+    }
