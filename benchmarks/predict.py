@@ -67,6 +67,7 @@ def main() -> None:
     logging.set_verbosity_error()
     kind = models.dtype(args.precision)
     model, tokenizer = models.load_adapter(args.model, None, kind), models.load_tokenizer(args.model)
+    plain = models.load_causal(args.model, kind)
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
     tasks = load_tasks(args.data.with_name("tasks.json"))
@@ -95,7 +96,7 @@ def main() -> None:
     ]
     for size in args.batch_sizes:
         engines.append(
-            ("pipeline", size, lambda size=size: pipeline_answers(model, tokenizer, prompts, args.new_tokens, size))
+            ("pipeline", size, lambda size=size: pipeline_answers(plain, tokenizer, prompts, args.new_tokens, size))
         )
     for engine, size, answer in engines:
         speed, texts = timed(answer)

@@ -35,7 +35,7 @@ class RoomyLayer(DynamicLayer):
         end = self.length + key_states.shape[-2]
         if self.store is None or end > self.store.shape[-2]:
             batch, heads, _, width = key_states.shape
-            grown = value_states.new_empty(2, batch, heads, end + self.BLOCK, width)
+            grown = key_states.new_empty(2, batch, heads, end + self.BLOCK, width)
             if self.store is not None:
                 grown[..., : self.length, :] = self.store[..., : self.length, :]
             self.store = grown
