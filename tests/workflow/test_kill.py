@@ -9,6 +9,7 @@ import time
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Stage, the checkpoint sign to wait for, and the outputs that must come out the same.
 STAGES = [
@@ -108,6 +109,9 @@ def test_the_best_adapter_is_kept_across_a_kill(again):
     again("results/tiny/rllr_mix/adapter", *best)
     rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [*range(7)]  # 0: before RL
+    board = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("validation_accuracy")
+    assert [event.step for event in board] == [*range(7)]  # no event of an earlier run
+    assert [event.value for event in board] == pytest.approx([row["validation_accuracy"] for row in rows])
     kept = max(rows, key=lambda row: row["validation_accuracy"])  # the first of equals
     log = (folder / "logs/train.log").read_text()
     assert "resuming from" in log and f"keeping the adapter of iteration {kept['iteration']}: " in log

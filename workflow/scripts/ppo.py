@@ -229,6 +229,8 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
         history.append({"iteration": 0, "epoch": 0.0, **validate()})  # where RL starts from
 
     board = Board(args.out / "tensorboard", trainer.iteration) if main_process else None
+    if board and history and not trainer.iteration:
+        board.write(history[0], [])
     bar = tqdm(total=iterations, initial=trainer.iteration, desc=config.stage, disable=not main_process, mininterval=2)
     while trainer.iteration < iterations:
         epoch, place = divmod(trainer.iteration, per_epoch)
@@ -271,7 +273,8 @@ class Board:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(folder, purge_step=step + 1)
+        # From here on, events of a run that was killed after its last checkpoint count no more.
+        self.writer = SummaryWriter(folder, purge_step=step + 1 if step else 0)
 
     def write(self, metrics: dict, samples: list[dict]) -> None:
         step = metrics["iteration"]
