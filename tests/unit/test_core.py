@@ -242,6 +242,9 @@ BAD_ROWS = [
         "'Positive' is not a label of task movie_reviews; expected negative, positive",
     ),
     (read_prompts, {"label": "positive", "instruction": 3}, "field instruction: expected text, found 3"),
+    (read_prompts, {"label": "positive", "id": "a-1"}, "field id: 'a-1' is the id of an earlier line, too"),
+    (read_prompts, {"label": "positive", "history": None}, r"expected a list of \[user, assistant\] texts, found None"),
+    (read_prompts, {"label": "positive", "history": [["a"]]}, r"expected a list of \[user, assistant\] texts"),
     (read_responses, {}, "field output: expected a response text"),
     (read_responses, {"output": "It is good."}, "no label of task movie_reviews can be read"),
     (read_pairs, {"output": "Label: positive"}, r"expected \[chosen, rejected\]"),
@@ -256,7 +259,7 @@ def test_a_bad_row_is_named(tmp_path, demo_tasks, reader, change, expected):
     if reader is read_pairs:
         good["output"] = ["Label: positive", "Label: negative"]
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(good) + "\n" + json.dumps({**ROW, **change}) + "\n")
+    path.write_text(json.dumps(good) + "\n" + json.dumps({**ROW, "id": "a-2", **change}) + "\n")
     extra = {read_pairs: (True,), read_prompts: (True,)}.get(reader, ())
     with pytest.raises(UserError, match=expected) as error:
         reader(path, demo_tasks, *extra)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from rllr.compare import difference, mcnemar
+from rllr.compare import detectable_over_runs, difference, mcnemar
 from rllr.metrics import method_metrics, pearson, task_metrics, wilson
 from rllr.tasks import Task, agrees
 
@@ -154,6 +154,34 @@ def test_methods_that_agree_everywhere_still_have_a_smallest_detectable_differen
     ours, theirs = methods([True] * 100, [True] * 100)
     found = difference(ours, theirs, {"reviews": REVIEWS})
     assert found["noise"] and found["mcnemar_p"] == 1 and found["detectable"] == pytest.approx(0.028)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_a_detectable_difference_over_runs_is_detected_four_times_in_five(n):
+    from scipy.stats import ttest_1samp
+
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=n)
+    run = {"rows": ("a",), "resampled": np.zeros(10), "error": 1e-9}  # the rows leave no doubt
+    found = detectable_over_runs([{**run, "difference": value} for value in values])
+    # Had the spread of these runs been the true one:
+    shifted = generator.normal(found / values.std(ddof=1), size=(20000, n))
+    assert (ttest_1samp(shifted, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable_over_runs([{**run, "difference": 0.1}] * n) == pytest.approx(2.8e-9 / n**0.5)
+    assert detectable_over_runs([{**run, "difference": 0.1}]) is None
+    doubtful = {**run, "difference": 0.1, "error": 0.01, "resampled": generator.normal(scale=0.01, size=2000)}
+    assert detectable_over_runs([doubtful] * n) == pytest.approx(0.028, rel=0.1)
+
+
+def test_resamples_in_blocks_take_little_memory():
+    import tracemalloc
+
+    ours, theirs = methods(*np.random.default_rng(0).random((2, 20000)).round().astype(bool).tolist())
+    tracemalloc.start()
+    difference(ours, theirs, {"reviews": REVIEWS})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20  # all 2000 resamples at once: 640 MB
 
 
 def test_correlations_are_compared_by_bootstrap_alone():

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 import report
 import reward_quality
 import score
 import summary
-from rllr import html
+from rllr import html, sampling
+from rllr.cli import UserError
 from rllr.files import write_json, write_jsonl
 from rllr.metrics import method_metrics
 from rllr.summary import config_differences, markdown, spread, table, tables, tsv
-from rllr.tasks import Task, dump_tasks
+from rllr.tasks import ANSWER, Task, dump_tasks
 
 PROGRAMS = Path(report.__file__).parent
 TASKS = {
@@ -76,10 +78,11 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     assert all(len(line) == len(head) for line in body) and body[2][:4] == ["m", "rllr", "200", "1"]
 
 
-def test_several_runs_give_means_spread_and_what_differs(tmp_path):
+def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2, 3)]
     (tmp_path / "run3/m/rllr/metrics.json").unlink()  # not finished yet
     files = summary.several(runs, ["m"], ["sft_wrat", "rllr"])
+    assert capsys.readouterr().err == f"{runs[2]}: no metrics.json yet of m/rllr\n"
     scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
     assert line.startswith(f"| sft_wrat | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
@@ -104,6 +107,7 @@ def test_runs_that_cannot_be_compared_are_told(tmp_path):
         write_json(other / "m" / method / "metrics.json", {"model": "m", "method": method, "data": "other", **metrics})
     text = summary.several([small, other], ["m"], ["sft_wrat", "rllr"])["summary.md"]
     assert "100 test rows of other, 200 test rows of small. The runs were not tested on the same rows" in text
+    assert "| m | all | data | small | other |" in text
     with pytest.raises(summary.cli.UserError, match="no such folder"):
         summary.several([small, tmp_path / "none"], ["m"], ["rllr"])
     with pytest.raises(summary.cli.UserError, match="the same results folder twice"):
@@ -116,6 +120,13 @@ def test_runs_that_cannot_be_compared_are_told(tmp_path):
 def test_one_run_among_several_has_no_spread(run):
     (found,) = spread([table(run, ["m"], ["sft_wrat", "rllr"])])
     assert found.lines[1][2][1] == "" and "runs [" not in found.lines[1][-1][1]
+
+
+def test_few_rows_are_noise_in_a_run_among_several_as_in_one(run):
+    rows = table(run, ["m"], ["sft_wrat", "rllr"])
+    few = {**rows[1]["versus"]["sft_wrat"], "noise": True}  # McNemar's p, though the interval does not hold 0
+    (found,) = spread([[rows[0], {**rows[1], "versus": {"sft_wrat": few}}]])
+    assert found.lines[1][-2][0].endswith(" noise")
 
 
 def test_text_in_html_is_escaped_everywhere():
@@ -354,6 +365,69 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("caf\udce9\n"))  # Latin-1, as read in the C locale
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews"])
+    with pytest.raises(predict.UserError, match="standard input: not UTF-8"):
+        predict.main()
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path), "--task", "reviews"])
+    with pytest.raises(predict.UserError, match=r"expected a method's folder, one of .*/\{rllr\}"):
+        predict.main()
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rlhf"), "--task", "reviews"])
     with pytest.raises(predict.UserError, match=r"no model\.json; first run"):
         predict.main()
+
+
+WRONG_PREDICTIONS = [
+    ("", "the file is empty; expected a line for each test row"),
+    ('{"id": "1", "label": "positive", "prediction": null}', "line 1: field task is missing"),
+    ('{"id": "1", "task": "x", "label": "positive", "prediction": null}', "line 1: unknown task 'x'"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), WRONG_PREDICTIONS)
+def test_predictions_that_cannot_be_measured_are_told(tmp_path, content, expected):
+    (tmp_path / "p.jsonl").write_text(content)
+    write_json(tmp_path / "tasks.json", dump_tasks({"reviews": TASKS["reviews"]}))
+    done = measure(tmp_path / "p.jsonl", tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("error:") and expected in done.stderr
+
+
+def measure(predictions, folder):
+    options = {"predictions": predictions, "tasks": folder / "tasks.json", "out": folder / "metrics.json"}
+    options |= {name: "x" for name in ("model", "method", "data")}
+    arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return subprocess.run([sys.executable, PROGRAMS / "metrics.py", *arguments], capture_output=True, text=True)
+
+
+def test_a_folder_for_a_file_is_told(tmp_path):
+    write_json(tmp_path / "tasks.json", {})
+    done = measure(tmp_path, tmp_path)
+    assert done.returncode == 1 and done.stderr == f"error: {tmp_path}: a folder; expected a file\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_fault(run):
+    command = f"{sys.executable} {PROGRAMS / 'show.py'} {run / 'm'} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
+
+
+def test_a_policy_is_not_a_reward_model(tmp_path):
+    write_json(tmp_path / "adapter_config.json", {"task_type": "CAUSAL_LM"})
+    with pytest.raises(UserError, match=r"expected the adapter of a reward model .*, found CAUSAL_LM"):
+        sampling.load_reward(tmp_path, tmp_path, torch.float32)
+
+
+def test_the_model_card_says_what_the_run_was():
+    from export import card
+
+    task = {"kind": "label", "labels": ["yes", "no"], "input": "{text}", "answer": ANSWER}
+    score = {"kind": "score", "low": 0, "high": 5, "input": "{text}", "answer": "([0-9])"}
+    used = {"instructions": {"a": "Is it?"}, "tasks": {"a": task, "b": score}}
+    value = {"metric": "accuracy", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "unparsed": 0}
+    metrics = {"model": "m", "method": "rllr", "data": "d", "n": 9, "score": 0.5, "tasks": {"a": value}}
+    origin = {"id": "base/model", "licence": "MIT", "revision": "main", "parameters": 7e9}
+    text = card({"seed": 1}, {"max_new_tokens": 77}, metrics, used, origin, "llama")
+    assert "- **a**: 'Is it?', one of yes, no\n" in text
+    assert "- **b**: an instruction for each text, a number in 0 to 5; the label is what the group of '([0-9])'" in text
+    assert "max_new_tokens=77" in text and "rllr.base" not in text
+    assert "from rllr.base import register" in card({}, {"max_new_tokens": 7}, metrics, used, origin, "baichuan2-13b")

@@ -126,6 +126,14 @@ CASES = [
     (BINARY, "Label: 1.5", None),
     (BINARY, "Label: -1", None),
     (BINARY, "Label: 0 or 1", None),
+    (SCORE, "Label: .5", "0.5"),
+    (SCORE, "Label: -.5", None),
+    (SCORE, "Label: -0", "0"),
+    (STARS, "Label: .5", None),
+    (PARAPHRASE, "Label: equivalent? false", None),
+    (PARAPHRASE, "Label: wrong to call equivalent", None),
+    (PARAPHRASE, "Label: equivalent isnt", None),
+    (SENTIMENT, "Label: without doubt positive", None),
 ]
 
 

@@ -128,6 +128,14 @@ def test_rows_that_a_method_needs_are_asked_for_before_any_work(again):
     text = done.stdout + done.stderr
     assert done.returncode != 0 and expected in text and "Traceback" not in text
     again("-n", "results/tiny/sft_wrat/metrics.json")  # which needs no pairs
+    rows_of_the_data(again, test=None, validation=None, validation_label_pairs=None, test_label_pairs=20)
+    again("-n", "results/tiny/rllr/adapter")
+    done = again("-n", "results/tiny/rllr/metrics.json", check=False)
+    assert "demo.yaml: rows.test: missing; prediction needs test.jsonl" in done.stdout + done.stderr
+    rows_of_the_data(again, test=20)
+    for target in ([], ["results/report.html"]):
+        done = again("-n", *target, check=False)
+        assert "rows.validation: missing; reward quality needs validation.jsonl" in done.stdout + done.stderr
 
 
 def test_data_without_validation_and_rationale_tests_will_do(again):

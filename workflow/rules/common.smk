@@ -35,13 +35,15 @@ REWARD_MODELS = {
 }
 PPO_METHODS = [method for method in REWARD_MODELS if not method.startswith("sft")]
 
-# Stage -> data files that it cannot do without.
+# Stage, or what is asked of a method -> data files that it cannot do without.
 NEEDED = {
     "sft": ["sft_train"],
     "sft_wrat": ["sft_with_rat_train"],
     "rm_rlhf": ["rlhf_reward_train", "label_sensitive_pairs_for_test"],
     "rm_rllr": ["rllr_reward_train", "label_sensitive_pairs_for_test"],
     **{method: ["unsupervised"] for method in PPO_METHODS},
+    "prediction": ["test"],
+    "reward quality": ["validation"],
 }
 
 
@@ -219,9 +221,15 @@ def check_config():
 def check_targets():
     """The models, methods and stages among the targets, which Snakemake itself knows only after the rules."""
     targets = [argument for argument in sys.argv[1:] if argument.startswith("results/")]
-    if not targets and "--target-jobs" not in sys.argv:  # `rule all`, and not a job of another executor
-        targets = [
+    everything = not targets and "--target-jobs" not in sys.argv  # `rule all`, and not a job of another executor
+    if everything or "results/report.html" in targets:
+        targets += [
             f"results/{model}/{method}/metrics.json" for model in config["models"] for method in config["methods"]
+        ]
+        targets += [
+            f"results/{model}/{reward_model}/quality.json"
+            for model in config["models"]
+            for reward_model in sorted({role for method in config["methods"] for role in REWARD_MODELS.get(method, [])})
         ]
     for target in targets:
         match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*?)/?$", target)
@@ -232,12 +240,15 @@ def check_targets():
                 raise UserError(f"unknown method {method!r}; known: {', '.join(REWARD_MODELS)}")
             if method == "sft_wrat_bon" and what == "model":
                 raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
-            check_stages(model, method)
+            predicted = ["metrics.json", "predictions.jsonl", "model.json", "model", "confusion.svg"]
+            asked = ["prediction"] if method in REWARD_MODELS and what in predicted else []
+            asked += ["reward quality"] if what in ["quality.json", "reliability.svg"] else []
+            check_stages(model, method, asked)
 
 
-def check_stages(model, method):
-    """The configs of the stages that a method rests on, and that the data has the rows these need."""
-    for stage in ["sft" if method == "sft" else "sft_wrat", method, *REWARD_MODELS.get(method, [])]:
+def check_stages(model, method, asked):
+    """The configs of the stages that a method rests on, and that the data has the rows that these and `asked` need."""
+    for stage in ["sft" if method == "sft" else "sft_wrat", method, *REWARD_MODELS.get(method, []), *asked]:
         if stage in SECTIONS:
             stage_yaml(model, stage)
         for file in NEEDED.get(stage, []):

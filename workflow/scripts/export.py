@@ -4,7 +4,7 @@
         --config results/tiny/rllr_mix/config.yaml --metrics results/tiny/rllr_mix/metrics.json \\
         --used results/tiny/rllr_mix/model.json --origin results/tiny/base/origin.json --out results/tiny/rllr_mix/model
 
-Merged in fp32, stored in the base model's dtype.
+Merged in fp32, stored in the base model's dtype. Baichuan2-13B needs this project's model class, as its card says.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from rllr import cli
 from rllr.config import load_yaml
 from rllr.files import atomic_dir, read_json
+from rllr.tasks import ANSWER
 
 RECIPES = {
     "sft": "supervised fine-tuning on labels",
@@ -25,11 +26,23 @@ RECIPES = {
 }
 
 
-def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
+# What a Python program says first to load the one base model that transformers does not know.
+OWN_CLASS = {
+    "baichuan2-13b": [
+        "    # The model class comes from the RLLR project: put its folder workflow/scripts on PYTHONPATH.",
+        "    from rllr.base import register",
+        "",
+        "    register()",
+    ]
+}
+
+
+def card(config: dict, predict: dict, metrics: dict, used: dict, origin: dict, model_type: str) -> str:
     """The model card (README.md), filled from the run.
 
     Args:
-        config: resolved config of the stage. metrics, used, origin: metrics.json, model.json, origin.json.
+        config, predict: resolved configs of the stage and of prediction. metrics, used, origin: metrics.json,
+            model.json, origin.json. model_type: the architecture's name in transformers.
     """
     name = f"{metrics['model']} {metrics['method']}"
     scores = [
@@ -37,12 +50,16 @@ def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
         f"| {v['n']} | {v['unparsed']} |"
         for task, v in metrics["tasks"].items()
     ]
+
+    def instruction(task: str) -> str:
+        return repr(used["instructions"][task]) if task in used["instructions"] else "an instruction for each text"
+
     asked = [
-        f"- **{task}**: {used['instructions'][task]!r}, "
+        f"- **{task}**: {instruction(task)}, "
         + (f"a number in {t['low']:g} to {t['high']:g}" if t["kind"] == "score" else "one of " + ", ".join(t["labels"]))
         + ("" if t["input"] == "{text}" else f"; the text is {t['input']!r}")
+        + ("" if t["answer"] == ANSWER else f"; the label is what the group of {t['answer']!r} matches last")
         for task, t in used["tasks"].items()
-        if task in used["instructions"]
     ]
     settings = [f"    {key}: {json.dumps(value)}" for key, value in config.items()]
     return "\n".join(
@@ -66,7 +83,8 @@ def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
             "",
             "## Tasks",
             "",
-            "The user's turn is the instruction, a newline, and the text; the answer's last line is `Label: <label>`.",
+            "The user's turn is the instruction, a newline, and the text. The answer's last line is `Label: <label>`"
+            " unless the task says otherwise.",
             "",
             *asked,
             "",
@@ -82,6 +100,7 @@ def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
             "## Use",
             "",
             "    from transformers import AutoModelForCausalLM, AutoTokenizer",
+            *OWN_CLASS.get(model_type, []),
             "",
             '    tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
             '    model = AutoModelForCausalLM.from_pretrained("<this folder>")',
@@ -89,7 +108,7 @@ def card(config: dict, metrics: dict, used: dict, origin: dict) -> str:
             "    ids = tokenizer.apply_chat_template(",
             '        [turn], add_generation_prompt=True, return_tensors="pt", return_dict=True',
             "    )",
-            "    answer = model.generate(**ids, max_new_tokens=256)",
+            f"    answer = model.generate(**ids, max_new_tokens={predict['max_new_tokens']})",
             '    print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
             "",
             "## Settings of the last stage",
@@ -110,16 +129,20 @@ def main() -> None:
     parser.add_argument("--origin", type=Path, required=True, help="origin.json of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder of the standalone model")
     args = parser.parse_args()
-    text = card(load_yaml(args.config), *map(read_json, (args.metrics, args.used, args.origin)))
+    configs = load_yaml(args.config), load_yaml(args.used.parent / read_json(args.used)["config"])
+    records = [read_json(path) for path in (args.metrics, args.used, args.origin)]
 
     import torch
     from transformers import AutoConfig, GenerationConfig
 
     from rllr import models
+    from rllr.base import register
 
+    register()
     stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
     tokenizer = models.load_tokenizer(args.base)
     model = models.load_adapter(args.base, args.adapter, torch.float32).to(stored)
+    text = card(*configs, *records, model.config.model_type)
     # Greedy, as it was measured; the base model's own sampling settings do not apply.
     model.generation_config = GenerationConfig(
         do_sample=False,

@@ -21,9 +21,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, help=f"name of the {name}, copied into the result")
     parser.add_argument("--out", type=Path, required=True, help="metrics.json")
     args = parser.parse_args()
-    rows, tasks = [row for _, row in read_jsonl(args.predictions)], load_tasks(args.tasks)
-    if unknown := sorted({row["task"] for row in rows} - set(tasks)):
-        raise cli.UserError(f"{args.predictions}: unknown task {unknown[0]!r}; {args.tasks} has {', '.join(tasks)}")
+    rows, tasks = [], load_tasks(args.tasks)
+    for number, row in read_jsonl(args.predictions):
+        if missing := [field for field in ("id", "task", "label", "prediction") if field not in row]:
+            raise cli.UserError(f"{args.predictions} line {number}: field {missing[0]} is missing")
+        if row["task"] not in tasks:
+            raise cli.UserError(
+                f"{args.predictions} line {number}: unknown task {row['task']!r}; {args.tasks} has {', '.join(tasks)}"
+            )
+        rows.append(row)
+    if not rows:
+        raise cli.UserError(f"{args.predictions}: the file is empty; expected a line for each test row")
     names = {"model": args.model, "method": args.method, "data": args.data}
     metrics = {**names, **method_metrics(rows, tasks)}
     write_json(args.out, metrics)

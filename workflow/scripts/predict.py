@@ -237,7 +237,12 @@ def main() -> None:
         parser.error("give --instruction: none is known that all texts of this task share")
     task = tasks[args.task]
     if args.text is None:
-        texts = [split(line.rstrip("\n"), task) for line in sys.stdin if line.strip()]
+        try:
+            lines = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+            "".join(lines).encode()  # in the C locale other bytes come as surrogates, without an error
+        except UnicodeError as error:
+            raise UserError(f"standard input: not UTF-8 ({error})") from None
+        texts = [split(line, task) for line in lines]
     elif (args.text2 is None) == ("{text2}" in task.input):
         parser.error(f"task {task.name} takes {'two texts' if args.text2 is None else 'one text'}")
     else:

@@ -206,6 +206,8 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", type=Path, required=True, help="folder of each base model")
     parser.add_argument("--out", type=Path, required=True, help="the page")
     args = parser.parse_args()
+    if not len(args.models) == len(args.data) == len(args.bases):
+        parser.error("--models, --data and --bases: expected as many of each")
 
     tasks_of = {m: load_tasks(data / "tasks.json") for m, data in zip(args.models, args.data, strict=True)}
     found = tables(summary_rows(args.results, args.models, args.methods))

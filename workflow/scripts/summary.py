@@ -15,7 +15,18 @@ from pathlib import Path
 
 from rllr import cli, html
 from rllr.files import atomic_file
-from rllr.summary import config_differences, finished, markdown, pipes, sections, spread, table, tables, tsv
+from rllr.summary import (
+    config_differences,
+    data_differences,
+    finished,
+    markdown,
+    pipes,
+    sections,
+    spread,
+    table,
+    tables,
+    tsv,
+)
 
 
 def one(results: Path, models: list[str], methods: list[str]) -> dict[str, str]:
@@ -36,8 +47,12 @@ def several(folders: list[Path], models: list[str], methods: list[str]) -> dict[
     runs = {str(folder): finished(folder, models, methods) for folder in folders}
     if not any(runs.values()):
         raise cli.UserError("none of the results folders has metrics.json of any of the methods yet")
+    for folder, rows in runs.items():
+        there = {(row["model"], row["method"]) for row in rows}
+        if absent := [f"{m}/{method}" for m in models for method in methods if (m, method) not in there]:
+            cli.log(f"{folder}: no metrics.json yet of {', '.join(absent)}")
     found = spread(list(runs.values()))
-    differing = config_differences(folders, models)
+    differing = data_differences(runs, models) + config_differences(folders, models)
     head = ["model", "stages", "key", *map(str, folders)]
     title = "Differences in configuration"
     page = html.page("Results", f"<h1>Results</h1>{sections(found)}<h2>{title}</h2>{html.table(head, differing)}")

@@ -23,6 +23,8 @@ _MACHINE_FAULTS = {
     errno.EROFS: "the file system is read-only; choose another folder with --directory",
     errno.EACCES: "permission denied; check the owner and the mode of the folder",
     errno.EPERM: "operation not permitted; check the owner and the mode of the folder",
+    errno.EISDIR: "a folder; expected a file",
+    errno.ENOTDIR: "a file stands where a folder is expected",
 }
 
 
@@ -73,6 +75,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has had enough (head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         time.sleep(10.0 if ranks.world() > 1 else 0.0)
         fault = machine_fault(error)

@@ -9,6 +9,7 @@ from rllr.tasks import Task
 
 EXACT = 25  # discordant rows
 POWER = 2.8  # standard errors that a two-sided test at the 5% level finds with 80% power (1.96 + 0.84)
+BLOCK = 100  # resamples drawn at a time: all at once are GiBs where a task has tens of thousands of rows
 
 
 def _by_task(rows: list[dict]) -> dict[str, list[dict]]:
@@ -27,11 +28,11 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
     Returns:
         difference, ci95 (paired bootstrap: rows are resampled within each task, for both methods alike), rows (their
         ids) and resampled (the bootstrap's differences: any two methods tested on the same rows are given the same
-        draws, so these can be averaged over runs), discordant (rows of accuracy tasks that only we, that only they
-        have right; None without such tasks) and mcnemar_p of these (two-sided; every row weighs the same, while the
-        difference weighs every task the same), detectable (the difference that these rows show with 80% power at the
-        5% level), and `noise`: the interval contains 0, or there are too few discordant rows for a bootstrap to be
-        trusted and McNemar's exact p is above 0.05.
+        draws, so these can be averaged over runs), error (standard error over rows), discordant (rows of accuracy
+        tasks that only we, that only they have right; None without such tasks) and mcnemar_p of these (two-sided;
+        every row weighs the same, while the difference weighs every task the same), detectable (the difference that
+        these rows show with 80% power at the 5% level), and `noise`: the interval contains 0, or there are too few
+        discordant rows for a bootstrap to be trusted and McNemar's exact p is above 0.05.
 
     Raises:
         ValueError: the methods were not tested on the same rows.
@@ -43,23 +44,24 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
     observed, resampled, least = [], np.zeros(RESAMPLES), 0.0
     ours_alone = theirs_alone = counted = 0
     for task in a:
-        picks = generator.integers(0, len(a[task]), (RESAMPLES, len(a[task])))
+        picks = (generator.integers(0, len(a[task]), (BLOCK, len(a[task]))) for _ in range(RESAMPLES // BLOCK))
         if tasks[task].metric == "pearson":
             (gold, mine), (_, other) = numbers(a[task], tasks[task]), numbers(b[task], tasks[task])
             observed.append(pearson(gold, mine) - pearson(gold, other))
-            resampled += [pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for p in picks]
+            resampled += [pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for block in picks for p in block]
         else:
             mine, other = (np.array([r["prediction"] == r["label"] for r in side[task]]) for side in (a, b))
             delta = mine.astype(float) - other
             observed.append(delta.mean())
-            resampled += delta[picks].mean(1)
+            resampled += np.concatenate([delta[block].mean(1) for block in picks])
             ours_alone += int((mine & ~other).sum())
             theirs_alone += int((other & ~mine).sum())
             counted += 1
-            least += len(mine) ** -2  # two methods that agree everywhere still could have differed in a row
+        least += len(a[task]) ** -2  # two methods that agree everywhere still could have differed in a row
     resampled /= len(a)
     low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     p = mcnemar(ours_alone, theirs_alone) if counted else None
+    error = max(float(resampled.std()), least**0.5 / len(a))
     few = counted == len(a) and ours_alone + theirs_alone < EXACT
     return {
         "difference": float(np.mean(observed)),
@@ -68,7 +70,8 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         "rows": tuple(row["id"] for rows in a.values() for row in rows),
         "discordant": (ours_alone, theirs_alone) if counted else None,
         "mcnemar_p": p,
-        "detectable": POWER * max(float(resampled.std()), least**0.5 / len(a)),
+        "error": error,
+        "detectable": POWER * error,
         "noise": low <= 0 <= high or (few and p > 0.05),
     }
 
@@ -83,3 +86,23 @@ def mcnemar(only_ours: int, only_theirs: int) -> float:
     if n < EXACT:
         return float(binomtest(only_ours, n, 0.5).pvalue)
     return float(chi2.sf((max(abs(only_ours - only_theirs) - 1, 0)) ** 2 / n, 1))
+
+
+def detectable_over_runs(differences: list[dict]) -> float | None:
+    """The mean difference over runs that both of its intervals, over rows and over runs, show with about 80% power.
+
+    Args:
+        differences: what `difference` gave for each run. None unless there are several, all tested on the same rows.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    n = len(differences)
+    if n < 2 or len({d["rows"] for d in differences}) > 1:
+        return None
+    resampled = np.mean([d["resampled"] for d in differences], axis=0)
+    rows = max(float(resampled.std()), min(d["error"] for d in differences) / n**0.5)
+    runs = float(np.std([d["difference"] for d in differences], ddof=1)) / n**0.5
+    # The noncentrality with which Student's t leaves its central 95% four times in five: 2.8 only with many runs.
+    found = brentq(lambda x: nct.sf(t.ppf(0.975, n - 1), n - 1, x) - 0.8, 2, 100)
+    return max(POWER * rows, float(found) * runs)

@@ -1,5 +1,6 @@
 """Figures (svg) of training logs, predictions and reward models. matplotlib is imported where it is used."""
 
+import itertools
 from pathlib import Path
 
 from rllr.files import atomic_file
@@ -19,7 +20,7 @@ PANELS = {
     "gradient norm": ["grad_norm", "gradient_norm"],
     "learning rate": ["learning_rate"],
 }
-COLOURS = ["#1f6fb4", "#c4541a", "#2c8a4b", "#7a4fa3"]
+COLOURS = ["#1f6fb4", "#c4541a", "#2c8a4b", "#7a4fa3", "#a8841c", "#b83280"]
 
 
 def smooth(values: list[float], weight: float = 0.9) -> list[float]:
@@ -157,7 +158,7 @@ def reliability(policies: dict[str, dict], title: str, path: Path) -> None:
         policies: `policies` of quality.json: name -> statistics.
     """
     figure, (axis,) = panels(1, 1, 6, 3.6)
-    for colour, (name, values) in zip(COLOURS, policies.items()):
+    for colour, (name, values) in zip(itertools.cycle(COLOURS), policies.items()):
         fifths = values["quintiles"]
         x, y = [f["reward"] for f in fifths], [f["accuracy"] for f in fifths]
         sides = [[f["accuracy"] - f["ci95"][0], f["ci95"][1] - f["accuracy"]] for f in fifths]

@@ -51,6 +51,8 @@ def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[st
     if not path.is_file():
         if (folder / "config.json").is_file():
             raise UserError(f"{folder}: a standalone model, for transformers; give the method's folder above it")
+        if methods := sorted(path.parent.name for path in folder.glob("*/model.json")):
+            raise UserError(f"{folder}: expected a method's folder, one of {folder}/{{{','.join(methods)}}}")
         raise UserError(f"{folder}: no model.json; first run: snakemake --cores all {folder}/predictions.jsonl")
     values = read_json(path)
     paths = {name: values[name] and folder / values[name] for name in PATHS}

@@ -13,9 +13,13 @@ _FIELDS = {"id": str, "task": str, "instruction": str, "input": str}
 
 
 def read_prompts(path: Path | str, tasks: dict[str, Task], need_labels: bool = False) -> list[dict]:
-    """Rows with a prompt and, where known, its gold `label` (test, validation, unsupervised)."""
+    """Rows with a prompt, an id of their own and, where known, the gold `label` (test, validation, unsupervised)."""
+    ids: set[str] = set()
 
     def check(row: dict) -> str | None:
+        if row["id"] in ids:
+            return f"field id: {row['id']!r} is the id of an earlier line, too"
+        ids.add(row["id"])
         if "label" not in row:
             return "field label is missing" if need_labels else None
         return _bad_label(row["label"], tasks[row["task"]], "label")
@@ -99,6 +103,11 @@ def _missing(row: dict, tasks: dict[str, Task]) -> str | None:
             return f"field {field}: expected text, found {row[field]!r:.80}"
     if row["task"] not in tasks:
         return f"field task: unknown task {row['task']!r}; expected one of {', '.join(tasks)}"
+    turns = row.get("history", [])
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in turns
+    ):
+        return f"field history: expected a list of [user, assistant] texts, found {turns!r:.80}"
     if not (row["instruction"].strip() or row["input"].strip()):
         return "instruction and input are both empty"
     return None

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from rllr import models
+from rllr.cli import UserError
+from rllr.files import read_json
 from rllr.generate import generate
 
 
@@ -65,9 +67,15 @@ def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind
 
 
 def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto"):
-    """A trained reward model: the backbone with its LoRA and score head, in eval mode on the device."""
+    """A trained reward model: the backbone with its LoRA and score head, in eval mode on the device.
+
+    Raises:
+        UserError: the adapter is not a reward model's.
+    """
     from peft import PeftModel
 
+    if (found := read_json(Path(adapter) / "adapter_config.json").get("task_type")) != "SEQ_CLS":
+        raise UserError(f"{adapter}: expected the adapter of a reward model (task type SEQ_CLS), found {found}")
     model = PeftModel.from_pretrained(models.load_scorer(base, kind, attention), adapter)
     models.cast_weights_not_activations(model)
     return model.to(models.device()).eval()

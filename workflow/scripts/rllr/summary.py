@@ -9,7 +9,7 @@ import numpy as np
 
 from rllr import html
 from rllr.cli import UserError
-from rllr.compare import POWER, difference
+from rllr.compare import detectable_over_runs, difference
 from rllr.config import load_yaml
 from rllr.files import read_json, read_jsonl
 from rllr.predicting import find
@@ -127,7 +127,7 @@ def _detectable(values: list[float]) -> str:
     low, high = (f"{100 * f(values):.1f}" for f in (min, max))
     return (
         f"differences of about {low if low == high else f'{low} to {high}'} points or more from noise "
-        "(80% power; it depends on how often two methods answer differently)"
+        "(80% power; it depends on how differently two methods answer)"
     )
 
 
@@ -152,7 +152,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         own = [row for row in rows if row["model"] == model]
         tasks = list(dict.fromkeys(task for row in own for task in row["tasks"]))
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
-        lines, errors = [], []
+        lines, detectable = [], []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
             cells = [(method, ""), (str(len(same)), "")]
@@ -160,7 +160,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
                 cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
             cells.append(_mean([row["score"] for row in same]))
             versus = [[row["versus"][b] for row in same if b in row["versus"]] for b in baselines]
-            errors += filter(None, map(_standard_error, versus))
+            detectable += filter(None, map(detectable_over_runs, versus))
             cells += map(_over_runs, versus)
             lines.append([*cells, (str(sum(map(unparsed, same))), "")])
         tested = sorted({f"{row['n']} test rows of {row['data']}" for row in own})
@@ -173,19 +173,11 @@ def spread(runs: list[list[dict]]) -> list[Table]:
                 " rows (bootstrap; the runs share them) and over the runs (Student's t). Neither alone is an interval"
                 " for new rows and new runs; called noise if either holds 0."
             )
-        if errors:
-            note += f" These rows and runs can tell {_detectable([POWER * error for error in errors])}."
+        if detectable:
+            note += f" These rows and runs can tell {_detectable(detectable)}."
         head = ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
         found.append(Table(model, head, lines, note))
     return found
-
-
-def _standard_error(differences: list[dict]) -> float | None:
-    """Of the mean difference over runs, for new rows and new runs; None unless several runs share their rows."""
-    if len(differences) < 2 or len({d["rows"] for d in differences}) > 1:
-        return None
-    rows = np.var(np.mean([d["resampled"] for d in differences], axis=0))
-    return float(rows + np.var([d["difference"] for d in differences], ddof=1) / len(differences)) ** 0.5
 
 
 def _mean(values: list[float]) -> tuple[str, str]:
@@ -208,8 +200,19 @@ def _over_runs(differences: list[dict]) -> tuple[str, str]:
         half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
         intervals["runs"] = (np.mean(values) - half, np.mean(values) + half)
     noise = any(low <= 0 <= high for low, high in intervals.values())
+    noise |= len(values) == 1 and differences[0]["noise"]
     text = ", ".join(f"{name} [{100 * low:+.1f}, {100 * high:+.1f}]" for name, (low, high) in intervals.items())
     return f"{100 * np.mean(values):+.1f}{' noise' if noise else ''}", text
+
+
+def data_differences(runs: dict[str, list[dict]], models: list[str]) -> list[list[str]]:
+    """Lines like those of `config_differences` for models that were not trained on the same data everywhere."""
+    lines = []
+    for model in models:
+        names = [", ".join(sorted({row["data"] for row in run if row["model"] == model})) for run in runs.values()]
+        if len({*names} - {""}) > 1:
+            lines.append([model, "all", "data", *(name or "–" for name in names)])
+    return lines
 
 
 def config_differences(folders: list[Path], models: list[str]) -> list[list[str]]:

@@ -57,13 +57,17 @@ OTHER_NUMBERS = re.compile(
     r"(?<!\w)(half|third|quarter|point|minus|eleven|twelve|\w+teen|(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|"
     r"thousand|million)(?!\w)"
 )
-NEGATIONS = re.compile(r"(?<!\w)(not|no|neither|nor|never|non|un|cannot|hardly|barely|\w+n't)(?!\w)")
+NEGATIONS = re.compile(
+    r"(?<!\w)(not|no|neither|nor|never|non|un|cannot|hardly|barely|without|false|wrong|incorrect|\w+n't|"
+    r"(is|are|was|were|do|does|did|ca|wo|could|would|should)nt)(?!\w)"
+)
 
 
 def _normalise(text: str) -> str:
     """Lower case; quotes, markup and outer punctuation removed; inner runs of space, '_' and hyphens to one space."""
     text = text.lower().translate({0x2018: "'", 0x2019: "'", 0x2212: "-"})
     text = re.sub(r"[\s_]+|(?<=\w)[\-\u2010-\u2014]+(?=\w)", " ", text)
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # ".5" is a number
     return text.strip(" \t.,;:!?*`'\"()[]{}<>\u201c\u201d\u2026")
 
 
@@ -80,7 +84,7 @@ def read_label(answer: str, task: Task) -> str | None:
     said = _normalise(lines[-1])
     if task.kind == "score":
         value = _number(said, task.high)
-        return None if value is None or not task.low <= value <= task.high else f"{value:g}"
+        return None if value is None or not task.low <= value <= task.high else f"{value + 0.0:g}"  # -0 is 0
     known = {_normalise(label): label for label in task.labels}
     if said in known:
         return known[said]
