@@ -261,9 +261,7 @@ def test_samples_depend_on_row_and_place_alone():
 
 
 def test_batches_change_no_answer(merged, tokenizer):
-    import torch
-
-    from rllr import models, sampling
+    from rllr import models
 
     model = models.load_causal(merged, torch.float32)
     prompts = [tokenizer("ab " * n)["input_ids"] for n in (1, 9, 4, 2, 7)]
@@ -280,10 +278,7 @@ def test_batches_change_no_answer(merged, tokenizer):
 
 
 def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folders, tokenizer):
-    import torch
-
     from predict import Predictor
-    from rllr import sampling
     from rllr.predicting import PredictConfig
 
     config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
@@ -304,7 +299,7 @@ def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
     """Loaded through PEFT here, on a shared backbone there."""
     import torch
 
-    from rllr import models, sampling
+    from rllr import models
     from rllr.ppo.backbone import Backbone, Sequences
 
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}

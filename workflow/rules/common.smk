@@ -229,7 +229,7 @@ def check_targets():
         targets += [
             f"results/{model}/{reward_model}/quality.json"
             for model in config["models"]
-            for reward_model in sorted({role for method in config["methods"] for role in REWARD_MODELS.get(method, [])})
+            for reward_model in REPORT_MODELS
         ]
     for target in targets:
         match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*?)/?$", target)
@@ -262,6 +262,8 @@ config["overrides"] = typed(config["overrides"])
 DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")
 PREPARED = config["prepared"]
 check_config()
+# The reward models that the methods of config.yaml read.
+REPORT_MODELS = sorted({reward_model for method in config["methods"] for reward_model in REWARD_MODELS[method]})
 check_targets()
 
 

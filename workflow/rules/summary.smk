@@ -40,7 +40,6 @@ rule summary:
         "--out results 2>&1 | tee {log:q}"
 
 
-REPORT_MODELS = sorted({reward_model for method in config["methods"] for reward_model in REWARD_MODELS[method]})
 # Stages with training curves: the methods that were trained, sft_wrat under PPO, and the reward models.
 REPORT_STAGES = [
     stage

@@ -25,7 +25,6 @@ RECIPES = {
     "rlvr_mix": "sft_wrat, then PPO rewarded for the gold label and for the rationale",
 }
 
-
 # What a Python program says first to load the one base model that transformers does not know.
 OWN_CLASS = {
     "baichuan2-13b": [
@@ -129,8 +128,8 @@ def main() -> None:
     parser.add_argument("--origin", type=Path, required=True, help="origin.json of the base model")
     parser.add_argument("--out", type=Path, required=True, help="folder of the standalone model")
     args = parser.parse_args()
-    configs = load_yaml(args.config), load_yaml(args.used.parent / read_json(args.used)["config"])
-    records = [read_json(path) for path in (args.metrics, args.used, args.origin)]
+    metrics, used, origin = map(read_json, (args.metrics, args.used, args.origin))
+    configs = load_yaml(args.config), load_yaml(args.used.parent / used["config"])
 
     import torch
     from transformers import AutoConfig, GenerationConfig
@@ -139,10 +138,10 @@ def main() -> None:
     from rllr.base import register
 
     register()
-    stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
+    base = AutoConfig.from_pretrained(args.base)
+    text = card(*configs, metrics, used, origin, base.model_type)
     tokenizer = models.load_tokenizer(args.base)
-    model = models.load_adapter(args.base, args.adapter, torch.float32).to(stored)
-    text = card(*configs, *records, model.config.model_type)
+    model = models.load_adapter(args.base, args.adapter, torch.float32).to(base.dtype or torch.float32)
     # Greedy, as it was measured; the base model's own sampling settings do not apply.
     model.generation_config = GenerationConfig(
         do_sample=False,

@@ -50,11 +50,7 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
 
     def check(row: dict) -> str | None:
         output = row.get("output")
-        if (
-            not isinstance(output, list)
-            or len(output) != 2
-            or not all(isinstance(o, str) and o.strip() for o in output)
-        ):
+        if not is_pair(output):
             return f"field output: expected [chosen, rejected], found {output!r:.80}"
         if output[0] == output[1]:
             return "field output: chosen and rejected are the same text"
@@ -69,6 +65,11 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
         return None
 
     return _read(path, tasks, check)
+
+
+def is_pair(value: object) -> bool:
+    """Whether it is a list of two texts, neither of them blank."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, str) and side.strip() for side in value)
 
 
 def _bad_label(label: object, task: Task, field: str) -> str | None:
@@ -104,9 +105,7 @@ def _missing(row: dict, tasks: dict[str, Task]) -> str | None:
     if row["task"] not in tasks:
         return f"field task: unknown task {row['task']!r}; expected one of {', '.join(tasks)}"
     turns = row.get("history", [])
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in turns
-    ):
+    if not isinstance(turns, list) or not all(map(is_pair, turns)):
         return f"field history: expected a list of [user, assistant] texts, found {turns!r:.80}"
     if not (row["instruction"].strip() or row["input"].strip()):
         return "instruction and input are both empty"

@@ -21,6 +21,7 @@ from rllr.data.counts import count_row
 from rllr.data.plan import ranks
 from rllr.data.sources import MAX_CHARS
 from rllr.files import read_json, read_jsonl
+from rllr.rows import is_pair
 from rllr.tasks import Task, read_label
 
 PAIRS = {file for file, fields in FILES.items() if "output" in fields and "pairs" in file} | {
@@ -59,7 +60,7 @@ def read_release(file: str, path: str, config: DataConfig, counts: Counter) -> I
             raise UserError(f"{where}: field instruction: empty, and input too")
         row |= _responses(file, raw.get("output"), task, where, counts)
         if history := raw.get("history"):
-            if not (isinstance(history, list) and all(_is_pair(turn) for turn in history)):
+            if not (isinstance(history, list) and all(map(is_pair, history))):
                 raise UserError(f"{where}: field history: expected a list of [query, answer]")
             row["history"] = history
         yield row
@@ -83,10 +84,6 @@ def _alpaca(path: str) -> Iterator[tuple[str, int, dict]]:
             yield f"{path} line {number}", number, row
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, str) and side.strip() for side in value)
-
-
 def _responses(file: str, output: Any, task: Task, where: str, counts: Counter) -> dict:
     """`output`, `label` and `rejected_label` as the file's kind has them."""
     if file in ("unsupervised", "test"):
@@ -98,7 +95,7 @@ def _responses(file: str, output: Any, task: Task, where: str, counts: Counter) 
         if not isinstance(output, str):
             raise UserError(f"{where}: field output: found {type(output).__name__}, expected a response text")
         sides = [output]
-    elif not _is_pair(output):
+    elif not is_pair(output):
         raise UserError(f"{where}: field output: found {output!r:.80}, expected [chosen, rejected]")
     else:
         sides = output
