@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import published_layouts
 from published_layouts import SENTENCES
+from rllr.cli import UserError
+from rllr.tokens import Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 
@@ -140,3 +144,37 @@ def test_an_unknown_role_is_refused(tokenizers, template):
     tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text()
     with pytest.raises(jinja2.TemplateError, match="user and assistant turns only"):
         tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
+
+
+EMOJI = "fine app " * 15 + "\N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}" + " thanks" * 10
+
+
+@pytest.mark.parametrize("template", PUBLISHED)
+def test_a_cut_prompt_fits_and_keeps_as_much_as_fits(tokenizers, template):
+    """Whatever the text, also where the cut falls inside a character of several tokens."""
+    tokenizer = tokenizers[template]
+    tokenizer.chat_template = (TEMPLATES / f"{template}.jinja").read_text().removesuffix("\n")
+    row = {"id": "r", "instruction": "Say which."}
+    least = len(Encoder(tokenizer, 10**6).prompt({**row, "input": ""}, 0))
+    whole = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.one_of(whole, whole.map(EMOJI.__add__)), st.integers(-1, 80), st.integers(0, 10))
+    @example(EMOJI, 20, 5)
+    @example("\N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-4}" * 9, 9, 5)
+    def check(text, extra, room):
+        encoder = Encoder(tokenizer, least + extra + room)
+        if extra < 0:
+            if encoder.ids(encoder.prompt_text(row, text)) != encoder.ids(encoder.prompt_text(row, "")):
+                with pytest.raises(UserError, match="alone need"):
+                    encoder.prompt({**row, "input": text}, room)
+            return
+        prompt = encoder.prompt({**row, "input": text}, room)
+        assert len(prompt) <= least + extra
+        ids = {end: encoder.ids(encoder.prompt_text(row, text[:end])) for end in range(len(text) + 1)}
+        kept = max(end for end in ids if ids[end] == prompt)  # so no character is broken
+        assert encoder.rows_cut == (len(ids[len(text)]) > least + extra)
+        if encoder.rows_cut:
+            assert len(ids[kept + 1]) > least + extra
+
+    check()

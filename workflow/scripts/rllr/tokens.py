@@ -1,5 +1,6 @@
 """Rows to token ids. Prompt and response are tokenised separately, as published; only input text is ever cut."""
 
+import bisect
 from dataclasses import dataclass, field
 
 from rllr.cli import UserError, log
@@ -36,27 +37,42 @@ class Encoder:
         return [*self.ids(text), self.tokenizer.eos_token_id]
 
     def prompt(self, row: dict, room: int) -> list[int]:
-        """Ids of the prompt in at most `cutoff - room` tokens; the tail of the input goes first.
+        """Ids of the prompt in at most `cutoff - room` tokens: where it is longer, with the longest part of the input
+        that fits, from its start, whole characters only.
 
         Raises:
             UserError: the template and the instruction alone do not fit.
         """
-        text, budget, cut = row["input"], self.cutoff - room, 0
+        text, budget = row["input"], self.cutoff - room
         ids = self.ids(self.prompt_text(row, text))
-        while len(ids) > budget:
-            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            kept = len(spans) - (len(ids) - budget)
-            if not spans or budget <= 0:
-                raise UserError(
-                    f"row {row['id']}: template, instruction and response alone need {len(ids) + room} tokens, "
-                    f"the cutoff is {self.cutoff}; raise `cutoff` or shorten the instruction"
-                )
-            cut += len(spans) - max(kept, 0)
-            text = text[: spans[kept - 1][1]] if kept > 0 else ""
-            ids = self.ids(self.prompt_text(row, text))
-        self.rows_cut += cut > 0
-        self.tokens_cut += cut
-        return ids
+        if len(ids) <= budget:
+            return ids
+        kept = text[: self._fitting(row, budget, room)]
+        self.rows_cut += 1
+        self.tokens_cut += len(self.ids(text)) - len(self.ids(kept))
+        return self.ids(self.prompt_text(row, kept))
+
+    def _fitting(self, row: dict, budget: int, room: int) -> int:
+        """Characters of the input that fit: as many whole tokens as possible, then as many characters of the next.
+
+        Searched by halving, so that it ends whatever the tokenizer does at the cut.
+        """
+        text = row["input"]
+
+        def length(end: int) -> int:
+            return len(self.ids(self.prompt_text(row, text[:end])))
+
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        # A character of several tokens (an emoji) gives each of them the same end.
+        ends = [0, *sorted({end for _, end in spans if end})]
+        fitting = bisect.bisect_right(ends, budget, key=length)
+        if not fitting:
+            raise UserError(
+                f"row {row['id']}: template, instruction and response alone need {length(0) + room} tokens, "
+                f"the cutoff is {self.cutoff}; raise `cutoff` or shorten the instruction"
+            )
+        start, stop = ends[fitting - 1], (ends[fitting : fitting + 1] or [len(text)])[0]
+        return start + bisect.bisect_right(range(start + 1, stop), budget, key=length)
 
     def report(self, what: str, lengths: list[int]) -> None:
         """Log how long the rows are and how many were cut."""
