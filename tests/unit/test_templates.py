@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import published_layouts
 from published_layouts import SENTENCES
 from rllr.cli import UserError
-from rllr.tokens import Encoder
+from rllr.lm.tokens import Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 

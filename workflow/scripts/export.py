@@ -134,8 +134,8 @@ def main() -> None:
     import torch
     from transformers import AutoConfig, GenerationConfig
 
-    from rllr import models
     from rllr.base import register
+    from rllr.lm import models
 
     register()
     base = AutoConfig.from_pretrained(args.base)

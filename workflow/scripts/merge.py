@@ -21,7 +21,7 @@ def main() -> None:
     from peft import PeftModel
     from transformers import AutoConfig
 
-    from rllr import models
+    from rllr.lm import models
 
     tokenizer = models.load_tokenizer(args.base)
     stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
