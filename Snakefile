@@ -5,12 +5,20 @@
 #   snakemake --cores all                # everything that config/config.yaml lists
 #   snakemake -n results/mistral/rllr_mix/metrics.json
 
+from os.path import exists
+
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+# A run folder's own, laid over the project's.
+if exists("config/config.yaml"):
+
+    configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"

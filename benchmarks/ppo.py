@@ -68,7 +68,8 @@ def ours(args: argparse.Namespace) -> None:
     from rllr.config import load_yaml, merge
     from rllr.lm import models
     from rllr.ppo.backbone import Backbone
-    from rllr.ppo.iteration import PPOConfig, Rewards, Trainer, peak_memory
+    from rllr.ppo.iteration import PPOConfig, Trainer, peak_memory
+    from rllr.ppo.scoring import Rewards
     from rllr.tasks import Task
 
     kind = models.dtype(args.precision)

@@ -153,8 +153,8 @@ def test_native_layouts(tmp_path, kind):
     native(kind, tmp_path / "source")
     base = tmp_path / "base"
     base.mkdir()
-    published.place(tmp_path / "source", None, base)
-    finish.finish(base, None, TEMPLATES / f"{'default' if kind == 'bloom' else kind}.jinja")
+    published.link_or_convert(tmp_path / "source", None, base)
+    finish.finish(base, None, (TEMPLATES / f"{'default' if kind == 'bloom' else kind}.jinja").read_text())
     facts = finish.check(base)
     assert facts["dtype"] == "float16"
     assert facts["architecture"] == {"llama2": "Llama", "mistral": "Mistral", "bloom": "Bloom"}[kind] + "ForCausalLM"
@@ -190,8 +190,8 @@ def test_bad_folders_are_named(tmp_path):
         shutil.copytree(tmp_path / "good", folder)
         change(folder)
         out.mkdir()
-        published.place(folder, None, out)
-        finish.finish(out, None, TEMPLATES / "mistral.jinja")
+        published.link_or_convert(folder, None, out)
+        finish.finish(out, None, (TEMPLATES / "mistral.jinja").read_text())
         finish.check(out)
 
     def without(pattern):
@@ -241,7 +241,7 @@ def test_the_tokenizers_own_template(tmp_path):
         path = tmp_path / "source" / "tokenizer_config.json"
         published_layouts.write_json(path, json.loads(path.read_text()) | {"chat_template": own})
         out.mkdir()
-        published.place(tmp_path / "source", None, out)
+        published.link_or_convert(tmp_path / "source", None, out)
         if own is None:
             with pytest.raises(UserError, match="this tokenizer has none of its own"):
                 finish.finish(out, None, None)

@@ -30,8 +30,8 @@ def converted(request, tmp_path_factory):
     base = folder / "base"
     base.mkdir()
     register()
-    published.place(folder / "published", family, base)
-    finish.finish(base, None, TEMPLATES / f"{family.removesuffix('-13b')}.jinja")
+    published.link_or_convert(folder / "published", family, base)
+    finish.finish(base, None, (TEMPLATES / f"{family.removesuffix('-13b')}.jinja").read_text())
     return family, tensors, folder / "published", base
 
 
@@ -274,7 +274,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
         ("7b", None, "set base.convert to baichuan2 or baichuan2-13b"),
     ]:
         with pytest.raises(UserError, match=message):
-            published.place(tmp_path / source, family, tmp_path)
+            published.link_or_convert(tmp_path / source, family, tmp_path)
 
 
 def test_memory_holds_one_output_shard(tmp_path, monkeypatch):

@@ -355,13 +355,13 @@ def test_pair_metrics():
 
 
 def test_tau_comes_from_the_config_or_from_the_validation_slice(tmp_path):
-    from ppo import threshold
+    from rllr.ppo.scoring import Threshold, threshold
 
     (tmp_path / "rm_rllr").mkdir()
-    assert threshold("rllr", "auto", tmp_path) == (None, "not used")
-    assert threshold("rllr_mix", 3.5, tmp_path) == (3.5, "config")
+    assert threshold("rllr", "auto", tmp_path) == Threshold(None, "not used")
+    assert threshold("rllr_mix", 3.5, tmp_path) == Threshold(3.5, "config")
     write_json(tmp_path / "rm_rllr/metrics.json", {"chosen_median_validation": 1.25})
-    assert threshold("rllr_mix", "auto", tmp_path)[0] == 1.25
+    assert threshold("rllr_mix", "auto", tmp_path).value == 1.25
     write_json(tmp_path / "rm_rllr/metrics.json", {})
     with pytest.raises(UserError, match="give a number"):
         threshold("rllr_mix", "auto", tmp_path)

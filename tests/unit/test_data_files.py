@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from rllr.cli import UserError
-from rllr.data import FILES
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import CueAnnotator
+from rllr.data.catalogue import FILES
 from rllr.data.pairs import candidates, usable, wrong_labels
 from rllr.data.plan import share_out
 from rllr.data.spec import TaskSpec

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rllr.cli import UserError
-from rllr.data.packages import data_inputs, find_package
+from rllr.data.packages import find_package, own_files
 
 FETCH = Path(__file__).resolve().parents[2] / "workflow" / "scripts" / "fetch_package.py"
 WHEEL = "toy-1.0-py3-none-any.whl"
@@ -72,7 +72,7 @@ def test_find_package(tmp_path):
         find_package("b.whl", [tmp_path])
 
 
-def test_data_inputs(tmp_path):
+def test_own_files(tmp_path):
     for name in ("b.csv", "a.csv"):
         (tmp_path / name).touch()
     config = {
@@ -81,5 +81,5 @@ def test_data_inputs(tmp_path):
         "pairs": {"label_sensitive": {"confusion": "c.json"}},
     }
     paths = [f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", "absent.csv", "r.jsonl", "c.json"]
-    assert data_inputs(config) == paths
-    assert data_inputs({"tasks": {"t": {}}, "release": {"files": {"test": "x.json"}}}) == ["x.json"]
+    assert own_files(config) == paths
+    assert own_files({"tasks": {"t": {}}, "release": {"files": {"test": "x.json"}}}) == ["x.json"]

@@ -139,12 +139,13 @@ def test_broken_files(name, tmp_path):
     from collections import Counter
 
     from rllr.cli import UserError
+    from rllr.config import load_yaml
     from rllr.data.release import build_release, read_release
     from rllr.data.spec import load_config
 
     file, content, parts = BROKEN[name]
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(release(tmp_path, **{file: content})))
-    config = load_config(tmp_path / "c.yaml")
+    config = load_config(load_yaml(tmp_path / "c.yaml"), "c.yaml")
     with pytest.raises(UserError) as error:
         list(read_release(file, config.release["files"][file], config, Counter()))
     message = str(error.value)

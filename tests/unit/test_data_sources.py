@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rllr.cli import UserError
+from rllr.config import load_yaml
 from rllr.data.sources import read_rows
 from rllr.data.spec import load_config
 
@@ -41,7 +42,7 @@ def config_with(folder: Path, task: dict | None = None, source: dict | None = No
                 del target[key]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    return load_config(path)
+    return load_config(load_yaml(path), path)
 
 
 def rows_of(config, folder: Path) -> list:
@@ -161,7 +162,7 @@ def test_broken_configs(name, tmp_path):
         del config["tasks"]["mood"]["train"]
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         with pytest.raises(UserError, match=r"tasks\.mood\.train"):
-            load_config(tmp_path / "config.yaml")
+            load_config(load_yaml(tmp_path / "config.yaml"), tmp_path / "config.yaml")
         return
     with pytest.raises(UserError) as error:
         config_with(tmp_path, task, source, **top)
@@ -244,7 +245,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "config" / "data").glob(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_project_is_valid(path):
-    config = load_config(path)
+    config = load_config(load_yaml(path), path)
     if path.stem == "nlu8":
         assert list(config.specs) == ["movie_reviews", "sst2", "app_reviews", "ag_news", "mrpc", "qqp", "mnli", "stsb"]
         assert {name: spec.task.metric for name, spec in config.specs.items()}["stsb"] == "pearson"

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rllr.cli import UserError
 from rllr.ppo.backbone import Backbone, Sequences
-from rllr.ppo.iteration import PPOConfig, Rewards, Trainer
+from rllr.ppo.iteration import PPOConfig, Trainer
 from rllr.ppo.rollout import roll_out, uniforms
-from rllr.ppo.scoring import RunningMoments
+from rllr.ppo.scoring import Rewards, RunningMoments
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25], [30], [40, 41], [50, 51, 52, 53], [60, 61, 62], [70, 71], [80]]

@@ -13,19 +13,19 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-import report
-import reward_quality
 import score
-import summary
 from rllr.cli import UserError
 from rllr.evaluate import html
+from rllr.evaluate import page as report
+from rllr.evaluate import quality as reward_quality
+from rllr.evaluate import tables as summary
 from rllr.evaluate.label_metrics import method_metrics
 from rllr.evaluate.tables import config_differences, markdown, spread, table, tables, tsv
 from rllr.files import write_json, write_jsonl
-from rllr.lm import sampling
+from rllr.lm import rewards, sampling
 from rllr.tasks import ANSWER, Task, dump_tasks
 
-PROGRAMS = Path(report.__file__).parent
+PROGRAMS = Path(report.__file__).parents[2]
 TASKS = {
     "reviews": Task("reviews", "label", ("positive", "negative")),
     "similarity": Task("similarity", "score", (), 0.0, 5.0, "pearson"),
@@ -82,7 +82,7 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
 def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2, 3)]
     (tmp_path / "run3/m/rllr/metrics.json").unlink()  # not finished yet
-    files = summary.several(runs, ["m"], ["sft_wrat", "rllr"])
+    files = summary.summary_of_runs(runs, ["m"], ["sft_wrat", "rllr"])
     assert capsys.readouterr().err == f"{runs[2]}: no metrics.json yet of m/rllr\n"
     scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
@@ -106,15 +106,15 @@ def test_runs_that_cannot_be_compared_are_told(tmp_path):
         write_jsonl(other / "m" / method / "predictions.jsonl", rows)
         metrics = method_metrics(rows, {"reviews": TASKS["reviews"]})
         write_json(other / "m" / method / "metrics.json", {"model": "m", "method": method, "data": "other", **metrics})
-    text = summary.several([small, other], ["m"], ["sft_wrat", "rllr"])["summary.md"]
+    text = summary.summary_of_runs([small, other], ["m"], ["sft_wrat", "rllr"])["summary.md"]
     assert "100 test rows of other, 200 test rows of small. The runs were not tested on the same rows" in text
     assert "| m | all | data | small | other |" in text
-    with pytest.raises(summary.cli.UserError, match="no such folder"):
-        summary.several([small, tmp_path / "none"], ["m"], ["rllr"])
-    with pytest.raises(summary.cli.UserError, match="the same results folder twice"):
-        summary.several([small, tmp_path / "b/../a"], ["m"], ["rllr"])
+    with pytest.raises(UserError, match="no such folder"):
+        summary.summary_of_runs([small, tmp_path / "none"], ["m"], ["rllr"])
+    with pytest.raises(UserError, match="the same results folder twice"):
+        summary.summary_of_runs([small, tmp_path / "b/../a"], ["m"], ["rllr"])
     write_jsonl(small / "m/rllr/predictions.jsonl", predictions(0.5, 1, 100))
-    with pytest.raises(summary.cli.UserError, match="sft_wrat and rllr were tested on different rows"):
+    with pytest.raises(UserError, match="sft_wrat and rllr were tested on different rows"):
         table(small, ["m"], ["sft_wrat", "rllr"])
 
 
@@ -279,8 +279,8 @@ def test_batches_change_no_answer(merged, tokenizer):
 
 
 def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folders, tokenizer):
-    from predict import Predictor
     from rllr.predict.model_file import PredictConfig
+    from rllr.predict.predictor import Predictor
 
     config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
     rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
@@ -292,7 +292,7 @@ def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folde
         prompt = [predictor.encoder.prompt(row, room=6)]
         (drawn,) = sampling.sample(predictor.model, predictor.tokenizer, prompt, [row["id"]], 3, config, torch.float32)
         assert len({tuple(d) for d in drawn}) > 1
-        values = sampling.scores(predictor.reward, predictor.tokenizer, prompt * 3, drawn, 1, torch.float32)
+        values = rewards.scores(predictor.reward, predictor.tokenizer, prompt * 3, drawn, 1, torch.float32)
         assert found[i] == predictor.tokenizer.decode(drawn[int(np.argmax(values))], skip_special_tokens=True)
 
 
@@ -307,8 +307,8 @@ def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
     backbone = Backbone(merged, lora, reward_folders, "rm_rllr", torch.float32, False)
     tokenizer = models.load_tokenizer(merged)
     prompt, response = tokenizer("a prompt")["input_ids"], tokenizer(" and an answer")["input_ids"]
-    reward = sampling.load_reward(merged, reward_folders["rm_rllr"], torch.float32)
-    (ours,) = sampling.scores(reward, tokenizer, [prompt], [response], 1, torch.float32)
+    reward = rewards.load_reward(merged, reward_folders["rm_rllr"], torch.float32)
+    (ours,) = rewards.scores(reward, tokenizer, [prompt], [response], 1, torch.float32)
     batch = Sequences.build([prompt], [response], tokenizer.pad_token_id, models.device())
     assert ours == pytest.approx(backbone.scores("rm_rllr", batch).item(), abs=1e-5)
 
@@ -326,7 +326,7 @@ def test_responses_are_joined_to_their_prompts_by_id():
 
 @pytest.mark.parametrize("cut", range(1, 8))
 def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_path, cut):
-    import predict
+    from rllr.predict.test_file import resume
 
     partial = tmp_path / "predictions.partial.jsonl"
     answers = {"a": "one\u2028two\x85three", "b": "\u4e2d\u6587"}
@@ -334,12 +334,13 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
     write_jsonl(partial, lines)
     partial.write_bytes(partial.read_bytes()[:-cut])  # within the last line's closing, or within a character
     expected = answers if cut == 1 else {"a": answers["a"]}  # 1: all but the newline
-    assert predict.resume(partial, "x") == expected == predict.resume(partial, "x")
+    assert resume(partial, "x") == expected == resume(partial, "x")
 
 
 def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
     import predict
     from rllr.predict.model_file import describe
+    from rllr.predict.texts import split
 
     values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
               "batch_size": 2, "max_new_tokens": 4,
@@ -355,9 +356,9 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     assert [row["text"] for row in found] == ["short", "a much longer text", "middling"]
     assert all(row["task"] == "reviews" and isinstance(row["answer"], str) for row in found)
     pair = Task("pairs", "label", ("yes", "no"), input="One: {text}\nTwo: {text2}")
-    assert predict.split("a\tb", pair) == {"text": "a", "text2": "b"}
+    assert split("a\tb", pair) == {"text": "a", "text2": "b"}
     with pytest.raises(predict.UserError, match="task pairs takes two texts"):
-        predict.split("a b", pair)
+        split("a b", pair)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()
@@ -410,11 +411,11 @@ def test_a_reader_that_has_had_enough_is_no_fault(run):
 def test_a_policy_is_not_a_reward_model(tmp_path):
     write_json(tmp_path / "adapter_config.json", {"task_type": "CAUSAL_LM"})
     with pytest.raises(UserError, match=r"expected the adapter of a reward model .*, found CAUSAL_LM"):
-        sampling.load_reward(tmp_path, tmp_path, torch.float32)
+        rewards.load_reward(tmp_path, tmp_path, torch.float32)
 
 
 def test_the_model_card_says_what_the_run_was():
-    from export import card
+    from rllr.predict.standalone import card
 
     task = {"kind": "label", "labels": ["yes", "no"], "input": "{text}", "answer": ANSWER}
     score = {"kind": "score", "low": 0, "high": 5, "input": "{text}", "answer": "([0-9])"}

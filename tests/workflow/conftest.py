@@ -1,5 +1,6 @@
 """Snakemake itself on the tiny model: a copy of the project, one finished run, and copies of it to spoil."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -49,12 +50,7 @@ class Run:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Path:
     """A copy of the project whose programs may be edited."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("config", "workflow", "profiles"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, folder / name)
-    return folder
+    return project_copy(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +63,66 @@ def finished(tmp_path_factory, project) -> Run:
     run = Run(project, folder)
     run(*ALL)
     return run
+
+
+def project_copy(folder: Path, source: Path = ROOT) -> Path:
+    """The project's files at another place, as new as a fresh checkout."""
+    for name in ("config", "workflow", "profiles"):
+        shutil.copytree(
+            source / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copyfile
+        )
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copyfile(source / name, folder / name)
+    return folder
+
+
+LABELS = ["positive", "negative"]
+OWN = {
+    "seed": 1,
+    "tasks": {
+        "reviews": {
+            "kind": "label", "labels": LABELS, "instruction": "Good?",
+            "claims": {"positive": "praise", "negative": "blame"},
+            "train": {"files": ["rows/train.jsonl"], "text": "text", "label": "label", "id": "id"},
+            "test": {"files": ["rows/test.jsonl"], "text": "text", "label": "label", "id": "id"},
+        }
+    },
+    "rows": {"test": 12, "sft": 40},
+}  # fmt: skip
+
+
+def own_rows(path: Path, count: int, first: int = 0) -> None:
+    """Film reviews of a kind."""
+    words = ("fine", "lovely", "warm", "clever"), ("dull", "flat", "cold", "clumsy")
+    rows = [
+        {
+            "id": str(i),
+            "text": f"A {words[i % 2][i // 2 % 4]} film, number {i}.",
+            "label": ["positive", "negative"][i % 2],
+        }
+        for i in range(first, first + count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def own_finished(tmp_path_factory, project) -> Run:
+    """A finished run of sft on the tiny model and on rows in files of the run folder."""
+    run = Run(project, tmp_path_factory.mktemp("own"))
+    own_rows(run.folder / "rows/train.jsonl", 60)
+    own_rows(run.folder / "rows/test.jsonl", 12, first=100)
+    (run.folder / "config/data").mkdir(parents=True)
+    (run.folder / "config/data/own.yaml").write_text(yaml.safe_dump(OWN, sort_keys=False))
+    run("--config", "data=own", "--", "results/tiny/sft/metrics.json")
+    return run
+
+
+@pytest.fixture
+def own(own_finished, tmp_path) -> Run:
+    """A copy of the finished run on own rows."""
+    shutil.copytree(own_finished.folder, tmp_path / "own", symlinks=True)
+    return Run(own_finished.project, tmp_path / "own")
 
 
 @pytest.fixture

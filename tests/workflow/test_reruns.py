@@ -16,7 +16,7 @@ def chain(*methods: str, ppo: bool = True) -> set[str]:
 
 
 def resolve(*stages: str) -> set[str]:
-    return {f"Resolving the config of {stage} for tiny" for stage in stages}
+    return {f"Resolving results/tiny/{stage}/config" for stage in stages}
 
 
 def test_a_finished_run_has_everything_and_nothing_to_do(finished):
@@ -41,16 +41,6 @@ def test_the_rllr_reward_models_epochs_leave_rlhf_alone(again):
     changed = again.config(rm_rllr={"epochs": 2})
     expected = chain("rllr_mix") | resolve("rm_rllr") | {"Training reward model rm_rllr of tiny"}
     assert again.planned(*ALL, *changed) == expected
-
-
-def test_an_edited_ppo_module_reruns_what_a_ppo_change_reruns(again):
-    module = again.project / "workflow/scripts/rllr/ppo/losses.py"
-    before = module.read_text()
-    try:
-        module.write_text(before + "\n# edited\n")
-        assert again.planned(*ALL) == chain("rlhf", "rllr_mix")
-    finally:
-        module.write_text(before)
 
 
 def test_a_deleted_prediction_is_made_again(again):

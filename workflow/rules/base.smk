@@ -1,55 +1,26 @@
-# The base model of each model, once, as a plain Hugging Face folder.
+# The base model of each model, as a plain Hugging Face folder in the shared store; a run folder links to it.
 
 
-rule base_config:
-    output:
-        config=f"{PREPARED}/{{model}}/base.yaml",
-    log:
-        f"{PREPARED}/{{model}}/logs/base_config.log",
-    benchmark:
-        f"{PREPARED}/{{model}}/logs/base_config.benchmark.tsv"
-    localrule: True
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        mem_mb=100,
-        runtime=1,
-    params:
-        yaml=lambda wildcards: yaml.safe_dump({"base": model_config(wildcards.model)["base"]}, sort_keys=False),
-    message:
-        "Writing where the base model of {wildcards.model} comes from"
-    shell:
-        "printf '%s' {params.yaml:q} > {output.config} 2> {log}"
-
-
-# Template, package and data are empty where the model's source has no use for them.
+# Package and data are empty where the model's source has no use for them; digests of what they hold are in the config.
 rule base_model:
     input:
-        config=f"{PREPARED}/{{model}}/base.yaml",
-        program=program("base.py"),
-        code=code("base.py"),
-        template=lambda wildcards: (
-            []
-            if model_config(wildcards.model)["template"] == "tokenizer"
-            else config_file("templates", model_config(wildcards.model)["template"], ".jinja")
-        ),
+        config=lambda wildcards: base_config(wildcards.model),
         package=lambda wildcards: (
-            f"{PREPARED}/packages/{model_config(wildcards.model)['base']['file']}"
+            ancient(f"results/packages/{model_config(wildcards.model)['base']['file']}")
             if model_config(wildcards.model)["base"]["source"] == "package"
             else []
         ),
         data=lambda wildcards: (
-            f"{PREPARED}/data/{data_of(wildcards.model)}/sft_with_rat_train.jsonl"
+            ancient(f"results/data/{data_of(wildcards.model)}/sft_with_rat_train.jsonl")
             if model_config(wildcards.model)["base"]["source"] == "scratch"
             else []
         ),
     output:
-        folder=directory(f"{PREPARED}/{{model}}/base"),
+        folder=directory("results/{model}/base"),
     log:
-        f"{PREPARED}/{{model}}/logs/base.log",
+        "results/{model}/logs/base.log",
     benchmark:
-        f"{PREPARED}/{{model}}/logs/base.benchmark.tsv"
+        "results/{model}/logs/base.benchmark.tsv"
     conda:
         "../../environment.yml"
     threads: 2
@@ -59,5 +30,5 @@ rule base_model:
     message:
         "Preparing the base model of {wildcards.model}"
     shell:
-        "python {input.program:q} --config {input.config:q} --template {input.template:q} --package {input.package:q} "
-        "--data {input.data:q} --out {output.folder:q} 2>&1 | tee {log:q}"
+        "python {PROGRAMS:q}/base.py --config {input.config:q} --name {wildcards.model:q} "
+        "--package {input.package:q} --data {input.data:q} --store {STORE:q} --out {output.folder:q} 2>&1 | tee {log:q}"

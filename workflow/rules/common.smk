@@ -1,50 +1,41 @@
-# Config and helper functions of all rules. Paths to programs, config files and templates are found from the
-# project's root (or from a `config/` in the run folder, which comes first), never from the current folder alone.
+# Paths and input functions of all rules. Programs, config files and templates are found from the project's root; a run
+# folder's own `config/` comes before the project's.
 
-import ast
 import functools
-import re
 import shlex
 import sys
 from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 ROOT = Path(workflow.basedir)
-PROGRAMS = ROOT / "workflow" / "scripts"
+PROGRAMS = ROOT / "workflow" / "scripts"  # said in shell commands alone: where the project lies is no reason to rerun
 sys.path.insert(0, str(PROGRAMS))
-# `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated.
+
+# `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated; with
+# `--sdm conda` that of the environment built from environment.yml.
 # (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
-shell.prefix(f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+OWN_PYTHON = DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method
+shell.prefix(
+    "set -euo pipefail; "
+    + (f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; " if OWN_PYTHON else "")
+)
 
 from rllr.cli import UserError
-from rllr.config import SECTIONS, check_model, load_yaml, merge, schema, stage_config, typed, validate
-from rllr.data import ASKED_BY, asks_for
+from rllr.config import check_model, load_yaml, merge, schema, stage_config, typed, validate
+from rllr.data.catalogue import FILES, asks_for, files_of, missing_rows, needed_files
+from rllr.data.packages import find_package, own_files
+from rllr.files import read_json
+from rllr.methods import METHODS, PROGRAM_OF, REWARD_MODELS, SECTIONS, trained_by
+from rllr.provenance import code_digest, file_digest, text_digest
+from rllr.store import whole
 
-# Method -> the reward models that it reads: in its PPO run, or (sft_wrat_bon) to pick the best of several samples.
-REWARD_MODELS = {
-    "sft": [],
-    "sft_wrat": [],
-    "sft_wrat_bon": ["rm_rllr"],
-    "rlhf": ["rm_rlhf"],
-    "rllr": ["rm_rllr"],
-    "rllr_mix": ["rm_rllr", "rm_rlhf"],
-    "rlvr": [],
-    "rlvr_mix": ["rm_rlhf"],
-}
-PPO_METHODS = [method for method in REWARD_MODELS if not method.startswith("sft")]
-
-# Stage, or what is asked of a method -> data files that it cannot do without.
-NEEDED = {
-    "sft": ["sft_train"],
-    "sft_wrat": ["sft_with_rat_train"],
-    "rm_rlhf": ["rlhf_reward_train", "label_sensitive_pairs_for_test"],
-    "rm_rllr": ["rllr_reward_train", "label_sensitive_pairs_for_test"],
-    **{method: ["unsupervised"] for method in PPO_METHODS},
-    "prediction": ["test"],
-    "reward quality": ["validation"],
-}
+CONFIG_FOLDERS = [Path("config"), ROOT / "config"]
+config["overrides"] = typed(config["overrides"])
+STORE = f"{config['prepared']}/store"
+DEFAULTS = merge(*(load_yaml(f / "stages.yaml") for f in reversed(CONFIG_FOLDERS) if (f / "stages.yaml").is_file()))
 
 
 def one_line(function):
@@ -62,11 +53,11 @@ def one_line(function):
 
 def config_file(kind, name, suffix=".yaml"):
     """Path of config/<kind>/<name><suffix>: the run folder's own, else the project's."""
-    for folder in [Path("config"), ROOT / "config"]:
+    for folder in CONFIG_FOLDERS:
         path = folder / kind / f"{name}{suffix}"
         if path.is_file():
             return path
-    known = sorted({p.stem for f in [Path("config"), ROOT / "config"] for p in (f / kind).glob(f"*{suffix}")})
+    known = sorted({p.stem for f in CONFIG_FOLDERS for p in (f / kind).glob(f"*{suffix}")})
     raise UserError(
         f"unknown {kind.rstrip('s')} {name!r}: no file config/{kind}/{name}{suffix}; known: {', '.join(known)}"
     )
@@ -101,175 +92,166 @@ def data_config(data):
     return result
 
 
+# What a job rests on is written into a file, its input: configuration, and digests of code and of files. Whether that has
+# changed is decided by comparing the file's text, whatever time stamps say and .snakemake remembers.
+
+RESOLVED = {}  # path -> text
+REMEMBERED = Path(".snakemake/rllr-files.json")  # digests of files that are read at every start
+# Links whose entry of the store is gone, over which Snakemake would stumble.
+for link in [
+    *Path("results").glob("data/*/*"),
+    *Path("results").glob("data/*/.prepared"),
+    *Path("results").glob("*/base"),
+]:
+    if link.is_symlink() and not link.exists():
+        link.unlink()
+
+
+def resolved(path, text):
+    """The file `path`, which rule resolved writes anew unless it holds exactly `text`."""
+    RESOLVED[path] = text
+    file = Path(path)
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        if workflow.touch:  # --touch: what is there counts as made from today's configuration and code
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        else:
+            workflow.dag.forcefiles.add(path)
+    return path
+
+
+def code(program):
+    """Input function: the file that stands for what decides a program's results."""
+    text = yaml.safe_dump({"code": code_digest(program)})
+    return lambda wildcards: resolved(f"results/.code/{Path(program).stem}.yaml", text)
+
+
+@functools.cache
+@one_line
+def data_made_from(data):
+    """Everything that the files of `data` are made from, as YAML text."""
+    own = own_files(data_config(data))
+    if missing := [path for path in own if not Path(path).is_file()]:
+        raise UserError(f"{config_file('data', data)}: {missing[0]}: no such file")
+    rests_on = {"code": code_digest("prepare.py"), **{path: file_digest(Path(path), REMEMBERED) for path in own}}
+    return yaml.safe_dump({**data_config(data), "rests_on": rests_on}, sort_keys=False)
+
+
+def data_resolved(data):
+    """The file that the data are made from; made anew, too, where a file of theirs is missing in the store."""
+    path, entry = f"results/data/{data}/config.yaml", Path(f"results/data/{data}/.prepared")
+    if entry.exists() and not whole(entry):
+        workflow.dag.forcefiles.add(path)
+    return resolved(path, data_made_from(data))
+
+
+def data_contents(data):
+    """File -> SHA-256 of the prepared files of `data`; known once they are there."""
+    return read_json(checkpoints.data_files.get(data=data).output.contents)
+
+
 def data_file(name):
-    """Input function: a prepared data file of the model in the wildcards."""
-    return lambda wildcards: f"{PREPARED}/data/{data_of(wildcards.model)}/{name}"
+    """Input function: a prepared data file of the model in the wildcards. Its digest is in the stage's config."""
+    return lambda wildcards: ancient(f"results/data/{data_of(wildcards.model)}/{name}")
 
 
-def method_base(wildcards):
-    """The model that a method's adapter belongs to: the base model for SFT, merged sft_wrat for all that follows it."""
-    if wildcards.method in [*PPO_METHODS, "sft_wrat_bon"]:
-        return f"results/{wildcards.model}/sft_wrat/merged"
-    return f"{PREPARED}/{wildcards.model}/base"
+def base_made_from(model):
+    """Everything that the base model's folder is made from, as YAML text."""
+    base, template = model_config(model)["base"], model_config(model)["template"]
+    own = None if template == "tokenizer" else config_file("templates", template, ".jinja").read_text(encoding="utf-8")
+    rests_on = {"code": code_digest("base.py")}
+    if base["source"] == "scratch":
+        rests_on["data"] = data_contents(data_of(model))["sft_with_rat_train.jsonl"]
+    if base["source"] == "local":
+        rests_on["weights"] = {
+            path.name: file_digest(path, REMEMBERED) for path in sorted(Path(base["path"]).glob("*")) if path.is_file()
+        }
+    return yaml.safe_dump({"base": base, "template": own, "rests_on": rests_on}, sort_keys=False)
 
 
-def method_adapter(wildcards):
-    """The method's LoRA; none for sft_wrat_bon, which is sft_wrat and a choice among its samples."""
-    if wildcards.method not in REWARD_MODELS:
-        raise WorkflowError(f"unknown method {wildcards.method!r}; known: {', '.join(REWARD_MODELS)}")
-    return [] if wildcards.method == "sft_wrat_bon" else f"results/{wildcards.model}/{wildcards.method}/adapter"
-
-
-def method_reward(wildcards):
-    """The reward model that picks among samples; none where the answer is the greedy one."""
-    return f"results/{wildcards.model}/rm_rllr/adapter" if wildcards.method == "sft_wrat_bon" else []
-
-
-def judged_on(wildcards):
-    """The PPO methods of config.yaml on whose samples a reward model is judged: those that read it; the label reward
-    on all, since its reliability says something about each of them."""
-    methods = [m for m in config["methods"] if m in PPO_METHODS]
-    return [m for m in methods if wildcards.reward_model == "rm_rllr" or wildcards.reward_model in REWARD_MODELS[m]]
+def base_config(model):
+    """The file that a base model is made from."""
+    return resolved(f"results/{model}/base.yaml", base_made_from(model))
 
 
 @one_line
 def stage_yaml(model, stage):
-    """The resolved config of a stage, as YAML text."""
-    resolved = stage_config(DEFAULTS, model_config(model), stage, config["seed"], f"config/models/{model}.yaml")
-    return yaml.safe_dump({"model": model, **resolved}, sort_keys=False)
+    """The resolved hyperparameters of a stage."""
+    resolved_values = stage_config(DEFAULTS, model_config(model), stage, config["seed"], f"config/models/{model}.yaml")
+    return {"model": model, **resolved_values}
 
 
-def on_gpus(minutes, per_billion, processes=None):
-    """Resources of a job that trains or samples, by the model's size and its `launch` setting.
-
-    Time: `minutes` + `per_billion` for each billion of parameters, for one GPU of the 80 GB class. Memory: the weights
-    on their way to the device, once a process. More of both with each retry, which goes on from the last checkpoint.
-    """
-
-    def launched(wildcards):
-        setting = merge(DEFAULTS["launch"], model_config(wildcards.model).get("launch"))
-        return {**setting, "processes": processes, "nodes": 1, "fsdp": False} if processes else setting
-
-    def several_nodes(value):
-        """What only a job on several nodes asks for; None: not asked for."""
-        return lambda wildcards: value(launched(wildcards)) if launched(wildcards)["nodes"] > 1 else None
-
-    return {
-        "gpu": lambda wildcards: launched(wildcards)["processes"] * launched(wildcards)["nodes"],
-        "mem_mb": lambda wildcards, attempt: launched(wildcards)["processes"] * weights_mb(wildcards, attempt),
-        "runtime": lambda wildcards, attempt: int(attempt * (minutes + per_billion * size(wildcards))),
-        "launch": lambda wildcards: "--processes {processes} --nodes {nodes} {fsdp}".format(
-            **{**launched(wildcards), "fsdp": "--fsdp" if launched(wildcards)["fsdp"] else ""}
-        ),
-        "nodes": lambda wildcards: launched(wildcards)["nodes"],
-        # One task a node, which starts the processes there.
-        "tasks": several_nodes(lambda setting: setting["nodes"]),
-        "tasks_per_gpu": several_nodes(lambda setting: 0),
-        "mpi": several_nodes(lambda setting: "srun"),
+def stage_resolved(model, stage):
+    """The file that holds everything a stage rests on but other stages' results."""
+    contents = data_contents(data_of(model))
+    rests_on = {
+        "code": code_digest(PROGRAM_OF[stage]),
+        "base": text_digest(base_made_from(model)),
+        "data": {file: contents[file] for file in [*(f"{f}.jsonl" for f in files_of(stage)), "tasks.json"]},
     }
+    text = yaml.safe_dump({**stage_yaml(model, stage), "rests_on": rests_on}, sort_keys=False)
+    return resolved(f"results/{model}/{stage}/config.yaml", text)
 
 
-def size(wildcards):
-    """Billions of parameters."""
-    return model_config(wildcards.model)["base"].get("size", 8)
+def config_of(stage):
+    """Input function: the config of a stage, or of the stage that the wildcard `stage` names."""
+    return lambda wildcards: stage_resolved(wildcards.model, getattr(wildcards, stage, stage))
 
 
-def weights_mb(wildcards, attempt):
-    """Memory in which a program loads the weights, in MB; half as much again with each retry."""
-    return int((4000 + 4500 * size(wildcards)) * (1 + attempt) / 2)
+def register(wildcards):
+    """Input function of rule resolved: the text of a file that no other job has asked for yet."""
+    parts = wildcards.path.split("/")[1:]
+    match parts:
+        case [".code", program]:
+            code(f"{program}.py")(wildcards)
+        case ["data", data, "config"]:
+            data_resolved(data)
+        case [model, "base"]:
+            base_config(model)
+        case [model, stage, "config"]:
+            stage_resolved(model, stage)
+    return []
 
 
-def program(name):
-    """Path of a stage's program."""
-    return str(PROGRAMS / name)
+def method_base(wildcards):
+    """The model that a method's adapter belongs to. The base model's digest is in the stage's config."""
+    start = METHODS[wildcards.method].start
+    folder = f"results/{wildcards.model}"
+    return ancient(f"{folder}/base") if start == "base" else f"{folder}/{start}/merged"
 
 
-@functools.cache
-def code(name):
-    """The modules of ours that a program imports, directly or not: its other inputs."""
-    found, queue = set(), [PROGRAMS / name]
-    while queue:
-        for node in ast.walk(ast.parse(queue.pop().read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            for dotted in names:
-                stem = PROGRAMS / dotted.replace(".", "/")
-                for path in [stem.with_suffix(".py"), stem / "__init__.py"]:
-                    if path.is_file() and path not in found:
-                        found.add(path)
-                        queue.append(path)
-    return sorted(str(path) for path in found)
+def method_adapter(wildcards):
+    """The method's LoRA; none for a method that trains nothing."""
+    return f"results/{wildcards.model}/{wildcards.method}/adapter" if METHODS[wildcards.method].section else []
 
 
-# What `check_config` and `check_targets` find would else be met by input functions and params, one by one.
+def method_reward(wildcards):
+    """The reward model that picks among samples; none where the answer is the greedy one."""
+    picked_by = METHODS[wildcards.method].picked_by
+    return f"results/{wildcards.model}/{picked_by}/adapter" if picked_by else []
 
 
-@one_line
-def check_config():
-    validate(config, schema("config"), "config/config.yaml")
-    for model in [*config["models"], *config["overrides"]]:
-        model_config(model)
-    for data in {data_of(model) for model in config["models"]}:
-        data_config(data)
+# The reward models that the methods of config.yaml read, and the methods on whose samples they are judged: those that
+# read them; the label reward on all that RL trains, since its reliability says something about each of them.
+REPORT_MODELS = [name for name in REWARD_MODELS if any(name in METHODS[m].reward_models for m in config["methods"])]
 
 
-@one_line
-def check_targets():
-    """The models, methods and stages among the targets, which Snakemake itself knows only after the rules."""
-    targets = [argument for argument in sys.argv[1:] if argument.startswith("results/")]
-    everything = not targets and "--target-jobs" not in sys.argv  # `rule all`, and not a job of another executor
-    if everything or "results/report.html" in targets:
-        targets += [
-            f"results/{model}/{method}/metrics.json" for model in config["models"] for method in config["methods"]
-        ]
-        targets += [
-            f"results/{model}/{reward_model}/quality.json"
-            for model in config["models"]
-            for reward_model in REPORT_MODELS
-        ]
-    for target in targets:
-        match = re.match(r"results/(?!data/|packages/)([^/]+)/([^/]+)/(.*?)/?$", target)
-        if match:
-            model, method, what = match.groups()
-            model_config(model)
-            if method not in {*SECTIONS, *REWARD_MODELS, "base", "logs"}:
-                raise UserError(f"unknown method {method!r}; known: {', '.join(REWARD_MODELS)}")
-            if method == "sft_wrat_bon" and what == "model":
-                raise UserError("sft_wrat_bon has no model of its own: it is sft_wrat, and a choice among its answers")
-            predicted = ["metrics.json", "predictions.jsonl", "model.json", "model", "confusion.svg"]
-            asked = ["prediction"] if method in REWARD_MODELS and what in predicted else []
-            asked += ["reward quality"] if what in ["quality.json", "reliability.svg"] else []
-            check_stages(model, method, asked)
+def judged_on(reward_model):
+    trained = [m for m in config["methods"] if m in trained_by("ppo")]
+    return [
+        m for m in trained if REWARD_MODELS[reward_model].label_sensitive or reward_model in METHODS[m].reward_models
+    ]
 
 
-def check_stages(model, method, asked):
-    """The configs of the stages that a method rests on, and that the data has the rows that these and `asked` need."""
-    for stage in ["sft" if method == "sft" else "sft_wrat", method, *REWARD_MODELS.get(method, []), *asked]:
-        if stage in SECTIONS:
-            stage_yaml(model, stage)
-        for file in NEEDED.get(stage, []):
-            if not asks_for(data_config(data_of(model)), file):
-                raise UserError(
-                    f"config/data/{data_of(model)}.yaml: rows.{ASKED_BY[file]}: missing; {stage} needs {file}.jsonl"
-                )
-
-
-config["overrides"] = typed(config["overrides"])
-DEFAULTS = load_yaml(ROOT / "config" / "stages.yaml")
-PREPARED = config["prepared"]
-check_config()
-# The reward models that the methods of config.yaml read.
-REPORT_MODELS = sorted({reward_model for method in config["methods"] for reward_model in REWARD_MODELS[method]})
-check_targets()
+include: "resources.smk"
+include: "checks.smk"
 
 
 wildcard_constraints:
-    model=r"(?!data/|packages/)[^/]+",
+    model=r"(?!data/|packages/|\.)[^/]+",
     data=r"[^/]+",
-    method=r"(?!rm_)[^/]+",
-    ppo_method="|".join(PPO_METHODS),
-    reward_model="rm_rlhf|rm_rllr",
+    method="|".join(METHODS),
+    ppo_method="|".join(trained_by("ppo")),
+    sft_method="|".join(trained_by("sft")),
+    reward_model="|".join(REWARD_MODELS),
+    stage="|".join(SECTIONS),

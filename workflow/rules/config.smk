@@ -1,13 +1,15 @@
-# Every hyperparameter a stage runs with, as a file: its program reads nothing else of the config.
+# What a job rests on, as a file: the configuration with digests of the code and the files behind it.
 
 
-rule stage_config:
+rule resolved:
+    input:
+        register,
     output:
-        "results/{model}/{stage}/config.yaml",
+        "{path}.yaml",
     log:
-        "results/{model}/{stage}/logs/config.log",
-    benchmark:
-        "results/{model}/{stage}/logs/config.benchmark.tsv"
+        "{path}.log",
+    wildcard_constraints:
+        path=r"results/(\.code/\w+|data/[^/]+/config|[^/]+/base|[^/]+/(" + "|".join(SECTIONS) + r")/config)",
     localrule: True
     conda:
         "../../environment.yml"
@@ -16,8 +18,8 @@ rule stage_config:
         mem_mb=100,
         runtime=1,
     params:
-        yaml=lambda wildcards: stage_yaml(wildcards.model, wildcards.stage),
+        text=lambda wildcards: RESOLVED.get(f"{wildcards.path}.yaml", ""),
     message:
-        "Resolving the config of {wildcards.stage} for {wildcards.model}"
+        "Resolving {wildcards.path}"
     shell:
-        "printf '%s' {params.yaml:q} > {output} 2> {log}"
+        "printf '%s' {params.text:q} > {output:q} 2> {log:q}"

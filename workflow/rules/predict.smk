@@ -3,14 +3,12 @@
 
 rule predict:
     input:
-        config="results/{model}/predict/config.yaml",
+        config=config_of("predict"),
         base=method_base,
         adapter=method_adapter,
         reward=method_reward,
         data=data_file("test.jsonl"),
         tasks=data_file("tasks.json"),
-        program=program("predict.py"),
-        code=code("predict.py"),
     output:
         predictions="results/{model}/{method}/predictions.jsonl",
         model="results/{model}/{method}/model.json",
@@ -23,23 +21,20 @@ rule predict:
     threads: config["threads"]
     resources:
         **on_gpus(minutes=30, per_billion=60, processes=1),
-    params:
-        launch=program("launch.py"),
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "python {params.launch:q} {resources.launch} {input.program:q} "
-        "--config {input.config:q} --base {input.base:q} --adapter {input.adapter:q} "
+        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/predict.py "
+        "--config results/{wildcards.model:q}/predict/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
         "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
         "2>&1 | tee {log:q}"
 
 
 rule metrics:
     input:
+        code=code("metrics.py"),
         predictions="results/{model}/{method}/predictions.jsonl",
         tasks=data_file("tasks.json"),
-        program=program("metrics.py"),
-        code=code("metrics.py"),
     output:
         metrics="results/{model}/{method}/metrics.json",
     log:
@@ -58,21 +53,19 @@ rule metrics:
     message:
         "Metrics of {wildcards.method} of {wildcards.model}"
     shell:
-        "python {input.program:q} --predictions {input.predictions:q} --tasks {input.tasks:q} "
+        "python {PROGRAMS:q}/metrics.py --predictions {input.predictions:q} --tasks {input.tasks:q} "
         "--model {wildcards.model:q} --method {wildcards.method:q} --data {params.data:q} --out {output.metrics:q} "
         "2>&1 | tee {log:q}"
 
 
 rule export:
     input:
+        code=code("export.py"),
         base=method_base,
         adapter=method_adapter,
-        config="results/{model}/{method}/config.yaml",
         metrics="results/{model}/{method}/metrics.json",
         used="results/{model}/{method}/model.json",
-        origin=f"{PREPARED}/{{model}}/base",
-        program=program("export.py"),
-        code=code("export.py"),
+        origin=ancient("results/{model}/base"),
     output:
         model=directory("results/{model}/{method}/model"),
     log:
@@ -89,6 +82,6 @@ rule export:
         "A standalone model of {wildcards.method} of {wildcards.model}"
     shell:
         # No GPU: another stage may hold it.
-        "CUDA_VISIBLE_DEVICES= python {input.program:q} --base {input.base:q} --adapter {input.adapter:q} "
-        "--config {input.config:q} --metrics {input.metrics:q} --used {input.used:q} --origin {input.origin:q}/origin.json "
-        "--out {output.model:q} 2>&1 | tee {log:q}"
+        "CUDA_VISIBLE_DEVICES= python {PROGRAMS:q}/export.py --base {input.base:q} --adapter {input.adapter:q} "
+        "--config results/{wildcards.model:q}/{wildcards.method:q}/config.yaml --metrics {input.metrics:q} "
+        "--used {input.used:q} --origin {input.origin:q}/origin.json --out {output.model:q} 2>&1 | tee {log:q}"

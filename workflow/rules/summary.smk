@@ -3,13 +3,12 @@
 
 rule summary:
     input:
+        code=code("summary.py"),
         metrics=expand("results/{model}/{method}/metrics.json", model=config["models"], method=config["methods"]),
         predictions=expand(
             "results/{model}/{method}/predictions.jsonl", model=config["models"], method=config["methods"]
         ),
         tasks=expand("results/{model}/{method}/model.json", model=config["models"], method=config["methods"]),
-        program=program("summary.py"),
-        code=code("summary.py"),
     output:
         tsv="results/summary.tsv",
         md="results/summary.md",
@@ -36,29 +35,31 @@ rule summary:
     message:
         "Summary of {params.models}"
     shell:
-        "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
+        "python {PROGRAMS:q}/summary.py --results results --models {params.models:q} --methods {params.methods:q} "
         "--out results 2>&1 | tee {log:q}"
 
 
 # Stages with training curves: the methods that were trained, sft_wrat under PPO, and the reward models.
 REPORT_STAGES = [
     stage
-    for stage in ["sft", "sft_wrat", *REPORT_MODELS, *PPO_METHODS]
-    if stage in [*config["methods"], *REPORT_MODELS] or (stage == "sft_wrat" and {*config["methods"]} - {"sft"})
+    for stage in [*trained_by("sft"), *REPORT_MODELS, *trained_by("ppo")]
+    if stage in [*config["methods"], *REPORT_MODELS]
+    or (stage == "sft_wrat" and any(METHODS[m].start == "sft_wrat" for m in config["methods"]))
 ]
 
 
 rule report:
     input:
+        code=code("report.py"),
         metrics=rules.summary.input.metrics,
         predictions=rules.summary.input.predictions,
         tasks=rules.summary.input.tasks,
         data=[
-            f"{PREPARED}/data/{data_of(model)}/{file}"
+            ancient(f"results/data/{data_of(model)}/{file}")
             for model in config["models"]
             for file in ["test.jsonl", "tasks.json"]
         ],
-        bases=expand(f"{PREPARED}/{{model}}/base", model=config["models"]),
+        bases=[ancient(f"results/{model}/base") for model in config["models"]],
         confusion=expand("results/{model}/{method}/confusion.svg", model=config["models"], method=config["methods"]),
         rewards=expand(
             "results/{model}/{reward_model}/{file}",
@@ -70,10 +71,8 @@ rule report:
             "results/{model}/{stage}/{file}",
             model=config["models"],
             stage=REPORT_STAGES,
-            file=["config.yaml", "curves.svg"],
+            file=["curves.svg"],
         ),
-        program=program("report.py"),
-        code=code("report.py"),
     output:
         html=report(
             "results/report.html",
@@ -97,10 +96,10 @@ rule report:
         methods=config["methods"],
         reward_models=REPORT_MODELS,
         stages=REPORT_STAGES,
-        data=[f"{PREPARED}/data/{data_of(model)}" for model in config["models"]],
+        data=[f"results/data/{data_of(model)}" for model in config["models"]],
     message:
         "Report on {params.models}"
     shell:
-        "python {input.program:q} --results results --models {params.models:q} --methods {params.methods:q} "
+        "python {PROGRAMS:q}/report.py --results results --models {params.models:q} --methods {params.methods:q} "
         "--reward-models {params.reward_models:q} --stages {params.stages:q} --data {params.data:q} "
         "--bases {input.bases:q} --out {output.html:q} 2>&1 | tee {log:q}"

@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-from rllr.config import SECTIONS, load_yaml, schema  # noqa: E402
+from rllr.config import load_yaml, schema  # noqa: E402
+from rllr.methods import SECTIONS  # noqa: E402
 
 INTRO = """# Configuration
 
@@ -23,7 +24,18 @@ Unknown keys, wrong types and values out of range are refused before any work st
 - `data/<data>.yaml`: tasks, where their rows come from, and what is made of them.
 - `templates/<template>.jinja`: chat templates.
 
-A run folder (`snakemake --directory runs/x`) may have a `config/` of its own; its files come before these.
+A run folder (`snakemake --directory runs/x`) may have a `config/` of its own: its `config.yaml` and `stages.yaml` are
+laid over these, its other files take the place of those of the same name.
+
+## What counts as a change
+
+Every stage has a file of what it rests on, `results/<model>/<stage>/config.yaml`: its resolved values, and digests of
+the code, the base model and the data files that decide its result. A stage runs again when the text of that file
+changes or an earlier stage ran again; a half-finished run goes on only under the same file. Time stamps of data, the
+place of the project and what `.snakemake` remembers decide nothing. Code counts without comments, docstrings, messages
+and without the modules that only tell, keep or share out results (`NOT_DECIDING` in
+`workflow/scripts/rllr/provenance.py`). To keep results over a change that you know to be harmless:
+`snakemake --touch <targets>`.
 """
 
 

@@ -14,8 +14,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from rllr.cli import UserError, log, parser, run
 from rllr.files import sha256
+from rllr.store import link
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Arguments:
     package: str  # name==version
     sha256: str
     out: Path  # its name says which file of the package is meant: a wheel or the source distribution
+    store: Path | None  # shared store: the file is kept there, and `out` becomes a link to it
 
 
 def arguments() -> Arguments:
@@ -30,6 +34,7 @@ def arguments() -> Arguments:
     command.add_argument("--package", required=True, help="name==version")
     command.add_argument("--sha256", required=True, help="checksum of the file")
     command.add_argument("--out", type=Path, required=True, help="the file, under its name in the package index")
+    command.add_argument("--store", type=Path, help="shared store that keeps the file; OUT becomes a link to it")
     return Arguments(**vars(command.parse_args()))
 
 
@@ -67,7 +72,14 @@ def fetch(package: str, expected: str, out: Path) -> None:
 
 def main() -> None:
     args = arguments()
-    fetch(args.package, args.sha256, args.out)
+    if not args.store:
+        fetch(args.package, args.sha256, args.out)
+        return
+    kept = args.store / "packages" / args.out.name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_name(f".{kept.name}.lock")):  # another run may fetch it, too
+        fetch(args.package, args.sha256, kept)
+    link(kept, args.out)
 
 
 if __name__ == "__main__":

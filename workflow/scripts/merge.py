@@ -7,7 +7,8 @@
 from pathlib import Path
 
 from rllr import cli
-from rllr.files import atomic_dir
+from rllr.files import atomic_dir, sha256, write_json
+from rllr.store import CONTENTS
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
     with atomic_dir(args.out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        # What later stages compare, instead of reading all weights again.
+        write_json(temporary / CONTENTS, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
     cli.log(f"merged {args.adapter} into {args.base}, stored as {str(stored).removeprefix('torch.')}")
 
 

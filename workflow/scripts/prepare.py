@@ -7,41 +7,43 @@ rllr.data.FILES as JSON lines, tasks.json, report.json and report.svg: all, or n
 """
 
 import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from rllr.cli import UserError, log, parser, run
 from rllr.config import load_yaml
-from rllr.data import FILES, asks_for
+from rllr.data.catalogue import FILES, asks_for
 from rllr.data.spec import load_config
-from rllr.files import stage_lock, write_json
+from rllr.files import atomic_dir, write_json
+from rllr.provenance import text_digest
+from rllr.store import build_once, link
 from rllr.tasks import dump_tasks
 
 
 @dataclass(frozen=True)
 class Arguments:
     config: Path  # a data config
+    name: str | None  # its name among people, config/data/<name>.yaml; None: the file as given
     packages: Path  # folder with the package files that the config names
     out: Path  # folder of the data files
-    cache: Path | None  # the endpoint's answers; None: beside the data files
+    store: Path | None  # shared store: they are kept there, and `out` becomes a link to them
     workers: int  # processes; files do not depend on it
 
 
 def arguments() -> Arguments:
     command = parser(__doc__)
     command.add_argument("--config", type=Path, required=True, help="data config (YAML)")
+    command.add_argument("--name", help="name of the data; messages then speak of config/data/NAME.yaml")
     command.add_argument("--packages", type=Path, default=Path("results/packages"), help="folder with package files")
     command.add_argument("--out", type=Path, required=True, help="folder for the data files")
-    command.add_argument("--cache", type=Path, help="file for an endpoint's answers (default: OUT/cache.sqlite)")
+    command.add_argument("--store", type=Path, help="shared store that keeps the files; OUT becomes a link to them")
     command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     return Arguments(**vars(command.parse_args()))
 
 
-def check_filled(path: Path, folder: Path, counts: Counter) -> None:
+def check_filled(config: dict, where: str, folder: Path, counts: Counter) -> None:
     """Raise UserError if a file that the config asks for has got no rows."""
-    config = load_yaml(path)
     for file in FILES:
         asked = asks_for(config, file)
         # What validation gets from a release depends on the files that it has.
@@ -49,34 +51,46 @@ def check_filled(path: Path, folder: Path, counts: Counter) -> None:
             continue
         dropped = [f"{rows} {key[1]}: {key[2]}" for key, rows in counts.most_common() if key[0] == "dropped"]
         why = f"; dropped: {'; '.join(dropped[:3])}" if dropped else ""
-        raise UserError(f"{path}: {asked} asks for rows, but {file}.jsonl would have none{why}")
+        raise UserError(f"{where}: {asked} asks for rows, but {file}.jsonl would have none{why}")
+
+
+def write_files(args: Arguments, raw: dict, where: str, cache: Path, folder: Path) -> None:
+    """Every file of the data, checked, into the empty `folder`."""
+    config = load_config(raw, where)
+
+    from rllr.data import overview
+    from rllr.data.build import build
+    from rllr.data.release import build_release
+
+    if config.release:
+        built = build_release(config, folder)
+    else:
+        built = build(config, args.packages, folder, cache, args.workers)
+    described = overview.make_report(built)
+    if config.tokenizers:
+        described["tokens"] = overview.token_lengths(folder, config.tokenizers, config.cutoff)
+    overview.log_table(described)
+    check_filled(raw, where, folder, built["counts"])
+    write_json(folder / "tasks.json", dump_tasks(config.tasks))
+    write_json(folder / "report.json", described)
+    overview.plot(described, folder / "report.svg")
 
 
 def main() -> None:
     args = arguments()
-    config = load_config(args.config)
-
-    from rllr.data import overview as report
-    from rllr.data.build import build
-    from rllr.data.release import build_release
-
-    with stage_lock(args.out), tempfile.TemporaryDirectory(dir=args.out, prefix=".prepare-") as temporary:
-        folder = Path(temporary)
-        if config.release:
-            built = build_release(config, folder)
-        else:
-            built = build(config, args.packages, folder, args.cache or args.out / "cache.sqlite", args.workers)
-        described = report.make_report(built)
-        if config.tokenizers:
-            described["tokens"] = report.token_lengths(folder, config.tokenizers, config.cutoff)
-        report.log_table(described)
-        check_filled(args.config, folder, built["counts"])
-        write_json(folder / "tasks.json", dump_tasks(config.tasks))
-        write_json(folder / "report.json", described)
-        report.plot(described, folder / "report.svg")
-        # Everything is there and checked: only now do earlier results give way.
-        for name in (*(f"{file}.jsonl" for file in FILES), "tasks.json", "report.json", "report.svg"):
-            os.replace(folder / name, args.out / name)
+    raw = load_yaml(args.config)
+    raw.pop("rests_on", None)  # the workflow's note of what else the files are made from
+    where = f"config/data/{args.name}.yaml" if args.name else str(args.config)
+    load_config(raw, where)
+    if args.store:
+        digest = text_digest(args.config.read_text(encoding="utf-8"))
+        name = args.name or args.config.stem
+        entry, cache = args.store / "data" / f"{name}-{digest}", args.store / "data" / f"{name}.cache.sqlite"
+        build_once(entry, lambda folder: write_files(args, raw, where, cache, folder))
+        link(entry, args.out)
+    else:
+        with atomic_dir(args.out) as folder:
+            write_files(args, raw, where, args.out.with_name(f"{args.out.name}.cache.sqlite"), folder)
     log(f"{args.out}: done")
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,19 +15,23 @@ from pathlib import Path
 from rllr import ranks
 from rllr.cli import UserError, log
 from rllr.files import sha256, write_json
+from rllr.store import CONTENTS
 
 MANIFEST = "manifest.json"
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
 def fingerprint(inputs: Iterable[Path | str], **settings: object) -> str:
-    """Checksum over the files of `inputs` (folders: all files in them), `settings`, and our own code in use."""
-    code = [
-        m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "rllr" and getattr(m, "__file__", None)
-    ]
+    """Checksum over the files of `inputs` and `settings`; of a model folder its contents.json says what it holds.
+
+    The stage's config.yaml, one of the inputs, holds the digest of the code that decides its result.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for path in [*map(Path, inputs), *map(Path, sorted(code)), Path(sys.argv[0])]:
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for path in map(Path, inputs):
+        files = [path]
+        if path.is_dir():
+            listed = path / CONTENTS
+            files = [listed] if listed.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         for file in files:
             digest.update(f"{file.name}:{sha256(file) if file.is_file() else ''}\n".encode())
     return digest.hexdigest()

@@ -11,22 +11,9 @@ from typing import Any
 import yaml
 
 from rllr.cli import UserError
+from rllr.methods import METHODS, SECTIONS
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
-
-# The stages that train or sample, and the section of config/stages.yaml that holds their defaults.
-SECTIONS = {
-    "sft": "sft",
-    "sft_wrat": "sft",
-    "rm_rlhf": "reward",
-    "rm_rllr": "reward",
-    "rlhf": "ppo",
-    "rllr": "ppo",
-    "rllr_mix": "ppo",
-    "rlvr": "ppo",
-    "rlvr_mix": "ppo",
-    "predict": "predict",
-}
 
 
 def load_yaml(path: Path | str) -> Any:
@@ -83,7 +70,14 @@ def merge(base: dict, *overrides: dict) -> dict:
 
 @functools.cache
 def schema(name: str) -> dict:
-    return load_yaml(SCHEMAS / f"{name}.schema.yaml")
+    """A JSON schema of workflow/schemas; what it says of methods and stages comes from their registry."""
+    found = load_yaml(SCHEMAS / f"{name}.schema.yaml")
+    if name == "config":
+        found["properties"]["methods"]["items"] = {"enum": list(METHODS)}
+    if name == "model":
+        named = {section: section for section in SECTIONS.values()} | SECTIONS
+        found["properties"] |= {stage: {"$ref": f"#/$defs/{section}"} for stage, section in named.items()}
+    return found
 
 
 def validate(value: Any, schema: dict, where: str) -> None:
@@ -124,7 +118,7 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     """
     section = SECTIONS[stage]
     sections = [model.get(section)] if section != stage else []
-    own = defaults.get(stage) if section != stage else None
+    own = METHODS[stage].settings if stage in METHODS else None
     resolved = merge(defaults[section], own, *sections, model.get(stage))
     for key in ("precision", "attention"):
         resolved.setdefault(key, model.get(key, "auto"))
@@ -149,7 +143,7 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
 
 
 def load_stage(cls: type, path: Path | str) -> Any:
-    """Read a resolved stage config into the dataclass `cls`.
+    """Read a resolved stage config into the dataclass `cls`; what it `rests_on` is the workflow's to compare.
 
     Raises:
         UserError: a key is unknown, missing or of the wrong type.
@@ -157,6 +151,7 @@ def load_stage(cls: type, path: Path | str) -> Any:
     values = load_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys to values")
+    values.pop("rests_on", None)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     unknown, missing = sorted(set(values) - set(fields)), sorted(set(fields) - set(values))
     if unknown or missing:

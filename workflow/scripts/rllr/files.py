@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -47,9 +48,18 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def plain(value: Any) -> Any:
+    """`value` with null for numbers that are not finite, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path | str, value: Any) -> None:
     with atomic_file(path) as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
+        json.dump(plain(value), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
@@ -70,7 +80,7 @@ def read_json(path: Path | str) -> Any:
 def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
     with atomic_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:

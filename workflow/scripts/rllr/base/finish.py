@@ -25,7 +25,7 @@ def choose_pad(tokenizer, wanted: str | None) -> str:
     )
 
 
-def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
+def finish(folder: Path, pad: str | None, template: str | None) -> None:
     """Settle the tokenizer, its chat template (None: its own), and the special ids of model and generation config.
 
     The generation config holds those ids and nothing else: what a published one adds (temperature, top_k, ...) would
@@ -42,7 +42,7 @@ def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
     tokenizer.pad_token = choose_pad(tokenizer, pad)
     if template is not None:
         # A text file ends in a newline; the prompt must not.
-        tokenizer.chat_template = Path(template).read_text(encoding="utf-8").removesuffix("\n")
+        tokenizer.chat_template = template.removesuffix("\n")
     if not tokenizer.chat_template:
         raise UserError("template: tokenizer: this tokenizer has none of its own; name one of config/templates")
     tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ from rllr.files import read_json
 from rllr.lm.budget import check_disk
 
 
-def place(source: Path, family: str | None, folder: Path) -> None:
+def link_or_convert(source: Path, family: str | None, folder: Path) -> None:
     """Put config, weights and tokenizer of `source` into `folder`.
 
     Safetensors that transformers reads as they are become links. Older .bin shards are rewritten as safetensors, and

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from rllr.cli import UserError, log
-from rllr.data import FILES
 from rllr.data.annotators import Ask, make_annotator
+from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
 from rllr.data.pairs import corrupt, mix, read_confusion, usable, wrong_labels
 from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps, ranks

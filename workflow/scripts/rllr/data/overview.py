@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rllr.cli import UserError, log
-from rllr.data import FILES
+from rllr.data.catalogue import FILES
 from rllr.data.counts import LENGTH_STEP
 from rllr.files import read_jsonl
 

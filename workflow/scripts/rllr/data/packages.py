@@ -31,7 +31,7 @@ def _sections(value: Any) -> Iterator[dict]:
             yield from _sections(child)
 
 
-def data_inputs(config: dict) -> list[str]:
+def own_files(config: dict) -> list[str]:
     """Paths of the user's own files that a data config reads: sources, release files, rationales, confusion counts."""
     paths = [
         pattern

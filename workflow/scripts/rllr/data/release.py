@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from rllr.cli import UserError, log
-from rllr.data import FILES
 from rllr.data.build import hash64, normalise
+from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
 from rllr.data.plan import ranks
 from rllr.data.sources import MAX_CHARS

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rllr.cli import UserError
-from rllr.config import load_yaml, schema, validate
+from rllr.config import schema, validate
 from rllr.tasks import ANSWER, Task, read_label, respond
 
 # The files' shares of the rows, in the order in which they draw: the name of a key under `rows`.
@@ -48,13 +48,12 @@ class DataConfig:
     tasks: dict[str, Task] = field(default_factory=dict)
 
 
-def load_config(path: Path | str) -> DataConfig:
-    """Read, check and resolve a data config.
+def load_config(raw: dict, path: Path | str) -> DataConfig:
+    """Check and resolve a data config, as read from the YAML file `path`.
 
     Raises:
         UserError: naming the file and the key.
     """
-    raw = load_yaml(path)
     validate(raw, schema("data"), str(path))
     specs = {name: _task_spec(f"{path}: tasks.{name}", name, section) for name, section in raw["tasks"].items()}
     packages = raw.get("packages", {})

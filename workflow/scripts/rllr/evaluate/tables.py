@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rllr.cli import UserError
+from rllr.cli import UserError, log
 from rllr.config import load_yaml
 from rllr.evaluate import html
 from rllr.evaluate.comparison import detectable_over_runs, difference
@@ -267,3 +267,34 @@ def sections(found: list[Table]) -> str:
         f"<p class=note>{html.text(table.note)}</p>"
         for table in found
     )
+
+
+def summary_of_run(results: Path, models: list[str], methods: list[str]) -> dict[str, str]:
+    """The three files about one results folder."""
+    rows = table(results, models, methods)
+    found = tables(rows)
+    page = html.page("Results", f"<h1>Results</h1>{sections(found)}")
+    return {"summary.tsv": tsv({"": rows}), "summary.md": markdown(found), "summary.html": page}
+
+
+def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) -> dict[str, str]:
+    """The three files about several runs; methods that a run does not have yet are left out of it."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"the same results folder twice: {', '.join(map(str, folders))}")
+    runs = {str(folder): finished(folder, models, methods) for folder in folders}
+    if not any(runs.values()):
+        raise UserError("none of the results folders has metrics.json of any of the methods yet")
+    for folder, rows in runs.items():
+        there = {(row["model"], row["method"]) for row in rows}
+        if absent := [f"{m}/{method}" for m in models for method in methods if (m, method) not in there]:
+            log(f"{folder}: no metrics.json yet of {', '.join(absent)}")
+    found = spread(list(runs.values()))
+    differing = data_differences(runs, models) + config_differences(folders, models)
+    head = ["model", "stages", "key", *map(str, folders)]
+    title = "Differences in configuration"
+    page = html.page("Results", f"<h1>Results</h1>{sections(found)}<h2>{title}</h2>{html.table(head, differing)}")
+    text = f"{markdown(found)}\n## {title}\n\n{pipes(head, differing)}\n"
+    return {"summary.tsv": tsv(runs), "summary.md": text, "summary.html": page}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rllr.lm.padding import fill
+
 
 @dataclass
 class Generated:
@@ -50,14 +52,6 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.store[..., : self.length, :]
 
 
-def pad_left(sequences: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids and attention mask of ragged sequences, padding on the left."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[pad] * (longest - len(s)) + s for s in sequences], device=device)
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask
-
-
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF samples: the first token whose cumulative probability exceeds its row's uniform number.
 
@@ -91,7 +85,7 @@ def generate(
     device = next(model.parameters()).device
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
     takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
-    ids, mask = pad_left(prompts, pad, device)
+    ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     result = Generated([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
     alive = torch.arange(len(prompts))

@@ -134,7 +134,7 @@ def sdpa_in_fp32(module, query, key, value, attention_mask, **options):
     return output.to(value.dtype), None
 
 
-def steady(model) -> None:
+def keep_stream_in_fp32(model) -> None:
     """Keep a bf16 model's residual stream and attention in fp32: a row's answer then hardly depends on its neighbours.
 
     On a CPU PyTorch's kernels add up in another order for another number of rows and for padding. In bf16 the
@@ -157,7 +157,7 @@ def load_adapter(folder: Path | str, adapter: Path | str | None, kind: torch.dty
     model = load_causal(folder, kind, attention)
     chosen = attention == "auto" and model.config._attn_implementation == "sdpa"
     if chosen and kind == torch.bfloat16 and model.device.type == "cpu":
-        steady(model)
+        keep_stream_in_fp32(model)
     if adapter is None:
         return model
     if kind == torch.float32:

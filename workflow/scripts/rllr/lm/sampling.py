@@ -1,14 +1,11 @@
-"""Answers to many prompts, batch by batch, greedy or sampled; and the scores that a reward model gives them."""
+"""Answers to many prompts, batch by batch, greedy or sampled."""
 
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from rllr.cli import UserError
-from rllr.files import read_json
 from rllr.lm import models
 from rllr.lm.generation import generate
 
@@ -64,27 +61,3 @@ def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind
         for i, response in zip(indices, responses, strict=True):
             found[i] = response
     return [found[i : i + samples] for i in range(0, len(found), samples)]
-
-
-def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto"):
-    """A trained reward model: the backbone with its LoRA and score head, in eval mode on the device.
-
-    Raises:
-        UserError: the adapter is not a reward model's.
-    """
-    from peft import PeftModel
-
-    if (found := read_json(Path(adapter) / "adapter_config.json").get("task_type")) != "SEQ_CLS":
-        raise UserError(f"{adapter}: expected the adapter of a reward model (task type SEQ_CLS), found {found}")
-    model = PeftModel.from_pretrained(models.load_scorer(base, kind, attention), adapter)
-    models.cast_weights_not_activations(model)
-    return model.to(models.device()).eval()
-
-
-def scores(reward, tokenizer, prompts, responses, batch_size: int, kind) -> list[float]:
-    """The reward of each response to its prompt (both token ids)."""
-    from rllr.train.pairwise import score_sequences
-
-    whole = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    with models.autocast(kind):
-        return score_sequences(reward, whole, tokenizer.pad_token_id, batch_size).tolist()

@@ -1,4 +1,4 @@
-"""The PPO iteration: 1. roll out, 2. score, 3. advantages, 4. optimise; and the run over all prompts.
+"""The PPO iteration: 1. roll out, 2. score, 3. advantages, 4. optimise.
 
 Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on trl 0.7. One iteration takes
 `batch_size` prompts and, by default, one optimiser step, so that the ratio starts at 1 and the clip is idle.
@@ -21,7 +21,7 @@ from rllr.ppo.advantages import AdaptiveKL, gae, token_rewards, whiten
 from rllr.ppo.backbone import Backbone, Sequences
 from rllr.ppo.losses import explained_variance, policy_loss, value_loss
 from rllr.ppo.rollout import Rollout, roll_out, uniforms
-from rllr.ppo.scoring import RunningMoments, is_correct, mix
+from rllr.ppo.scoring import Rewards, RunningMoments, is_correct, mix
 from rllr.tasks import Task, read_label
 
 
@@ -62,22 +62,6 @@ class PPOConfig:
     save_iterations: int
     validate_iterations: int
     keep: str
-
-
-@dataclass
-class Rewards:
-    """Where the reward of a method comes from.
-
-    Attributes:
-        label: reward-model role of the label reward, "gold" for 1 / 0 by the gold label (times `threshold` in
-            rlvr_mix), or None.
-        rationale: reward-model role of the rationale reward, or None.
-        threshold: tau, or None where nothing is capped.
-    """
-
-    label: str | None
-    rationale: str | None
-    threshold: float | None
 
 
 @dataclass

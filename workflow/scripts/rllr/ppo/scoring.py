@@ -2,12 +2,65 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from rllr.cli import UserError
+from rllr.files import read_json
+from rllr.methods import GOLD, METHODS
 from rllr.tasks import Task, agrees, read_label
 
 EPSILON = 1e-8
+
+
+@dataclass
+class Rewards:
+    """Where the reward of a method comes from.
+
+    Attributes:
+        label: reward-model role of the label reward, "gold" for 1 / 0 by the gold label (times `threshold` in
+            rlvr_mix), or None.
+        rationale: reward-model role of the rationale reward, or None.
+        threshold: tau, or None where nothing is capped.
+    """
+
+    label: str | None
+    rationale: str | None
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """tau, and where it comes from; None where the method caps nothing."""
+
+    value: float | None
+    origin: str
+
+
+def threshold(name: str, setting: float | str, rewards: Path) -> Threshold:
+    """tau of the method `name`.
+
+    Args:
+        setting: the config's number, or `auto`. rewards: folder that holds the reward models' stages.
+
+    Raises:
+        UserError: `auto` without a label reward model, or without validation pairs.
+    """
+    label, rationale = METHODS[name].label_reward, METHODS[name].rationale_reward
+    if not (label and rationale):
+        return Threshold(None, "not used")
+    if setting != "auto":
+        return Threshold(float(setting), "config")
+    if label == GOLD:
+        raise UserError(f"{name}: label_reward_threshold: auto needs a label reward model; give a number")
+    median = read_json(rewards / label / "metrics.json").get("chosen_median_validation")
+    if median is None:
+        raise UserError(
+            f"{name}: label_reward_threshold: auto needs label_sensitive_pairs_for_validation.jsonl in the data; "
+            "give a number instead"
+        )
+    return Threshold(median, f"median reward of chosen validation responses, {label}/metrics.json")
 
 
 def is_correct(text: str, row: dict, task: Task) -> bool | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, write_jsonl
+from rllr.tracking import Board
 
 
 @dataclass
@@ -89,7 +90,9 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
 
 
 def train(trainer, folder: Path, out: Path) -> None:
-    """Train to the end, from the newest whole checkpoint if there is one, then write adapter/ and train_log.jsonl.
+    """Train to the end, from the newest whole checkpoint if there is one.
+
+    Writes adapter/, train_log.jsonl and tensorboard/ into `out`.
 
     Raises:
         UserError: the loss is not finite.
@@ -108,6 +111,7 @@ def train(trainer, folder: Path, out: Path) -> None:
         def on_log(self, args, state, control, **kwargs):
             if state.is_world_process_zero:
                 write_jsonl(out / "train_log.jsonl", state.log_history)
+                board.write(state.log_history[-1], state.global_step)
             if not math.isfinite(state.log_history[-1].get("loss", 0.0)):
                 raise UserError(
                     f"step {state.global_step}: the training loss is not finite; the last checkpoint stays; "
@@ -116,6 +120,8 @@ def train(trainer, folder: Path, out: Path) -> None:
 
     trainer.add_callback(Keeper())
     newest = ranks.on_first(lambda: checkpoints.latest(folder))
+    if ranks.rank() == 0:
+        board = Board(out / "tensorboard", int(newest.name.removeprefix("checkpoint-")) if newest else 0)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP every process gives its part
     if ranks.rank() == 0:

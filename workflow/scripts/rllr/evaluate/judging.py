@@ -1,0 +1,51 @@
+"""A reward model's scores of policies' samples."""
+
+from pathlib import Path
+
+from rllr import cli
+from rllr.evaluate.quality import statistics
+from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
+from rllr.lm import models, rewards
+from rllr.lm.tokens import Encoder
+from rllr.predict.model_file import PredictConfig
+from rllr.predict.validation_samples import SAMPLES
+from rllr.tasks import Task, agrees, read_label
+
+
+def judge(
+    config: PredictConfig,
+    base: Path,
+    reward: Path,
+    samples: list[Path],
+    rows: list[dict],
+    tasks: dict[str, Task],
+    out: Path,
+) -> None:
+    """Score each policy's samples (files of `write_samples`) with a reward model; writes `out` (quality.json)."""
+    kind = models.dtype(config.precision)
+    tokenizer = models.load_tokenizer(base)
+    encoder = Encoder(tokenizer, config.cutoff)
+    prompts = {row["id"]: encoder.prompt(row, room=config.max_new_tokens) for row in rows}
+    known = {row["id"]: row for row in rows}
+    with stage_lock(out.parent):
+        model = rewards.load_reward(base, reward, kind, config.attention)
+        lines, found = [], {}
+        for path in samples:
+            flat = [(line["id"], response) for _, line in read_jsonl(path) for response in line["responses"]]
+            if missing := sorted({name for name, _ in flat} - set(known)):
+                raise cli.UserError(f"{path}: id {missing[0]!r} is not in the validation data; sample anew")
+            values = rewards.scores(
+                model, tokenizer, [prompts[name] for name, _ in flat], [r for _, r in flat], config.batch_size, kind
+            )
+            texts = tokenizer.batch_decode([r for _, r in flat], skip_special_tokens=True)
+            own = []
+            for (name, _), text, value in zip(flat, texts, values, strict=True):
+                row, task = known[name], tasks[known[name]["task"]]
+                right = agrees(read_label(text, task), row["label"], task)
+                own.append({"id": name, "task": task.name, "correct": right, "reward": value, "answer": text})
+            policy = path.parent.name
+            found[policy] = statistics(own)
+            lines += [{"policy": policy, **line} for line in own]
+            cli.log(f"{policy}: accuracy {found[policy]['accuracy']:.3f}, AUC {found[policy]['auc']}")
+        write_jsonl(out.with_name("quality_samples.jsonl"), lines)
+        write_json(out, {"reward_model": out.parent.name, "samples_per_prompt": SAMPLES, "policies": found})

@@ -1,0 +1,98 @@
+"""The registry: every method and reward model, told once. Rules, programs, schemas and documentation read it here.
+
+A new method is one entry of METHODS.
+"""
+
+from dataclasses import dataclass, field
+
+GOLD = "gold"  # a label reward of 1 for the gold label, else 0, in place of a reward model
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model that answers is made.
+
+    Attributes:
+        section: the program and the section of config/stages.yaml that trains it: sft, ppo; None: nothing is trained.
+        start: the model that its adapter belongs to, `base` or the merged model of `sft_wrat`.
+        data: the data file that it is trained on.
+        label_reward, rationale_reward: a reward model, GOLD, or None; PPO adds up both, the label reward capped.
+        picked_by: the reward model that picks among several samples; None: the answer is the greedy one.
+        settings: its own defaults, laid over those of its section.
+        recipe: in words, for tables and model cards.
+    """
+
+    section: str | None
+    start: str
+    data: str | None
+    recipe: str
+    label_reward: str | None = None
+    rationale_reward: str | None = None
+    picked_by: str | None = None
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def reward_models(self) -> list[str]:
+        """The reward models that it reads, in training or in prediction; the value function starts from the first."""
+        named = [self.label_reward, self.rationale_reward, self.picked_by]
+        return [name for name in named if name and name != GOLD]
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model: the pairs that it is trained on, and whether their two sides differ in the label."""
+
+    data: str
+    label_sensitive: bool
+    recipe: str
+
+
+METHODS = {
+    "sft": Method("sft", "base", "sft_train", "supervised fine-tuning on labels"),
+    "sft_wrat": Method("sft", "base", "sft_with_rat_train", "supervised fine-tuning on a rationale and then the label"),
+    "sft_wrat_bon": Method(
+        None, "sft_wrat", None, "sft_wrat, the best of several samples by the label reward model", picked_by="rm_rllr"
+    ),
+    "rlhf": Method(
+        "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO against a reward model of rationales (RLHF)",
+        rationale_reward="rm_rlhf",
+    ),
+    "rllr": Method(
+        "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO against a label-sensitive reward model (RLLR)",
+        label_reward="rm_rllr",
+    ),
+    "rllr_mix": Method(
+        "ppo", "sft_wrat", "unsupervised",
+        "sft_wrat, then PPO against a label-sensitive reward, capped, plus a rationale reward (RLLR-mixed)",
+        label_reward="rm_rllr", rationale_reward="rm_rlhf",
+    ),
+    "rlvr": Method(
+        "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO rewarded for the gold label", label_reward=GOLD
+    ),
+    "rlvr_mix": Method(
+        "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO rewarded for the gold label and for the rationale",
+        label_reward=GOLD, rationale_reward="rm_rlhf",
+        settings={"label_reward_threshold": 1.0},  # no reward model to take tau from: the reward of the gold label
+    ),
+}  # fmt: skip
+
+REWARD_MODELS = {
+    "rm_rlhf": RewardModel(
+        "rlhf_reward_train", False, "rationale-sensitive pairs: one label, a better and a worse rationale"
+    ),
+    "rm_rllr": RewardModel("rllr_reward_train", True, "label-sensitive pairs: the gold label and a wrong one"),
+}
+
+# Every stage with a config of its own -> its section of config/stages.yaml, and the program that runs it.
+SECTIONS = {
+    **{name: method.section for name, method in METHODS.items() if method.section},
+    **dict.fromkeys(REWARD_MODELS, "reward"),
+    "predict": "predict",
+    "quality": "predict",
+}
+PROGRAM_OF = {**{stage: f"{section}.py" for stage, section in SECTIONS.items()}, "quality": "sample_policy.py"}
+
+
+def trained_by(section: str) -> list[str]:
+    """The methods that the program of `section` trains."""
+    return [name for name, method in METHODS.items() if method.section == section]

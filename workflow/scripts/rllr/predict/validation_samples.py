@@ -1,0 +1,25 @@
+"""Several answers of a policy to each validation prompt."""
+
+from pathlib import Path
+
+from rllr import cli
+from rllr.files import stage_lock, write_jsonl
+from rllr.lm import models, sampling
+from rllr.lm.tokens import Encoder
+from rllr.predict.model_file import PredictConfig
+
+SAMPLES = 4  # per prompt
+
+
+def write_samples(config: PredictConfig, base: Path, adapter: Path | None, rows: list[dict], out: Path) -> None:
+    """Sample SAMPLES answers of a policy to each row; `out` gets a line a row: id, responses (token ids)."""
+    kind = models.dtype(config.precision)
+    tokenizer = models.load_tokenizer(base)
+    encoder = Encoder(tokenizer, config.cutoff)
+    prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in rows]
+    ids = [row["id"] for row in rows]
+    with stage_lock(out.parent):
+        cli.log(f"sampling {SAMPLES} answers to {len(rows)} prompts")
+        model = models.load_adapter(base, adapter, kind, config.attention)
+        drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
+        write_jsonl(out, ({"id": name, "responses": responses} for name, responses in zip(ids, drawn, strict=True)))

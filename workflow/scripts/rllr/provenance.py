@@ -1,0 +1,134 @@
+"""What a result rests on, as digests: of code, of configurations, of files. Time stamps and places decide nothing.
+
+Code counts by what it decides: `code_digest` covers a program and the modules of ours that it imports, directly or
+not, without comments, docstrings and messages, and without the modules of NOT_DECIDING. The digest stands in the
+stage's config.yaml, for Snakemake and for the resume of half-finished runs alike.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+PROGRAMS = Path(__file__).resolve().parents[1]
+
+# How a result is told, kept, shared out over processes or fitted into memory, not what it is. A stage's values stand in
+# its config.yaml, so that `config` and `methods`, which make it, do not count again.
+NOT_DECIDING = {
+    "rllr.cli", "rllr.files", "rllr.store", "rllr.provenance", "rllr.checkpoints", "rllr.ranks", "rllr.tracking",
+    "rllr.config", "rllr.methods", "rllr.lm.budget",
+}  # fmt: skip
+MESSAGES = {"log", "warn", "print", "set_description", "set_postfix", "error"}
+LABELS = {"desc", "help", "description"}  # keyword arguments that are shown and nothing else
+
+
+class _Deciding(ast.NodeTransformer):
+    """Takes out of a syntax tree what only people read."""
+
+    def _body(self, node):
+        self.generic_visit(node)
+        if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
+            node.body = node.body[1:]
+        return node
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _body
+
+    def visit_Raise(self, node):
+        call = node.exc
+        return ast.Raise(exc=call.func if isinstance(call, ast.Call) else call, cause=None)
+
+    def visit_Expr(self, node):
+        call = node.value
+        if isinstance(call, ast.Call):
+            name = getattr(call.func, "attr", getattr(call.func, "id", None))
+            if name in MESSAGES:
+                return ast.Pass()
+        return self.generic_visit(node)
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        node.keywords = [k for k in node.keywords if k.arg not in LABELS]
+        return node
+
+
+@functools.cache
+def code_digest(program: str) -> str:
+    """Digest of what decides the results of a program of workflow/scripts, e.g. `ppo.py`."""
+    digest = hashlib.sha256()
+    for path in deciding(program):
+        digest.update(f"{path.relative_to(PROGRAMS)}:{_digest_of(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def deciding(program: str) -> list[Path]:
+    """The program and the modules of ours that it imports, wherever in their text, without those of NOT_DECIDING."""
+    start = PROGRAMS / program
+    found, queue = {start}, [start]
+    while queue:
+        for path in _imports(queue.pop()):
+            if path not in found:
+                found.add(path)
+                queue.append(path)
+    return sorted(found)
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _digest_of(path: Path) -> str:
+    tree = _Deciding().visit(ast.parse(path.read_text(encoding="utf-8")))
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # more alike over Python versions than a dump
+
+
+@functools.cache
+def _imports(path: Path) -> list[Path]:
+    found = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            stem = PROGRAMS / name.replace(".", "/")
+            for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if name not in NOT_DECIDING and name.partition(".")[0] == "rllr" and file.is_file():
+                    found.add(file)
+    return sorted(found)
+
+
+def text_digest(text: str) -> str:
+    """16 hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path, remembered: Path) -> str:
+    """SHA-256 of a file, read again only where its size, inode or times have changed since `remembered` was written.
+
+    The time of the last change of the inode (ctime) is among them, which no copying tool sets back.
+    """
+    stat = path.stat()
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+    known = _remembered(remembered)
+    if key not in known:
+        with open(path, "rb") as file:
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        try:  # a help for the next time alone: a read-only folder does without
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(json.dumps(known))
+        except OSError:
+            pass
+    return known[key]
+
+
+@functools.cache
+def _remembered(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
