@@ -22,7 +22,9 @@ def main() -> None:
     from transformers import AutoConfig
 
     from rllr import models
+    from rllr.base import register
 
+    register()
     tokenizer = models.load_tokenizer(args.base)
     stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
     model = PeftModel.from_pretrained(models.load_causal(args.base, torch.float32), args.adapter)
