@@ -179,6 +179,24 @@ def test_native_layouts(tmp_path, kind):
         assert ids[1:] == sentencepiece.SentencePieceProcessor(str(tmp_path / "source/tokenizer.model")).encode(text)
 
 
+@pytest.mark.parametrize(
+    ("published_ids", "expected"), [(None, 2), (2, 2), ([2], 2), ([7, 2, 9], [2, 7, 9]), ([2, 0], 2), (7, [2, 7])]
+)
+def test_stop_tokens_are_the_published_ones(tmp_path, published_ids, expected):
+    """EOS always, pad (0 here) never."""
+    from transformers import GenerationConfig
+
+    native("mistral", tmp_path / "source")
+    config = {"temperature": 0.6, "do_sample": True, "eos_token_id": published_ids}
+    published_layouts.write_json(tmp_path / "source" / "generation_config.json", config)
+    base = tmp_path / "base"
+    base.mkdir()
+    published.place(tmp_path / "source", None, base)
+    finish.finish(base, None, TEMPLATES / "mistral.jinja")
+    assert GenerationConfig.from_pretrained(base).eos_token_id == expected
+    assert json.loads((base / "config.json").read_text())["eos_token_id"] == 2
+
+
 def test_bad_folders_are_named(tmp_path):
     native("mistral", tmp_path / "good")
     config = json.loads((tmp_path / "good" / "config.json").read_text())
@@ -200,6 +218,10 @@ def test_bad_folders_are_named(tmp_path):
     def configured(**change):
         return lambda folder: published_layouts.write_json(folder / "config.json", config | change)
 
+    def stopping(ids):
+        path = "generation_config.json"
+        return lambda folder: published_layouts.write_json(folder / path, {"eos_token_id": ids})
+
     for change, message in [
         (without("*"), r"not a model folder \(no config.json\)"),
         (without("model*"), "no weights; expected model.safetensors or"),
@@ -211,6 +233,8 @@ def test_bad_folders_are_named(tmp_path):
         (configured(num_hidden_layers=3), "the weights do not fit MistralForCausalLM: 9 missing"),
         (configured(num_hidden_layers=1), "the weights do not fit MistralForCausalLM: 9 left over"),
         (configured(intermediate_size=40), "of another shape: .*mlp.down_proj.weight"),
+        (stopping([2, 460]), "eos_token_id: 460 is no token of this model"),
+        (stopping("</s>"), "eos_token_id: '</s>' is no token of this model"),
         (configured(vocab_size=100), "the tokenizer has 459 tokens, the model only 100 embeddings"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,6 @@
 """Converted Baichuan2 and ChatGLM3 against plain float64 forwards written from the architectures' descriptions."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -382,6 +383,8 @@ def test_special_tokens(converted):
     for marker, index in convert.FAMILIES[family].markers.items():
         assert fast(marker, add_special_tokens=False)["input_ids"] == [index]
         assert fast.decode([index], skip_special_tokens=True) == ""
+    stops = json.loads((base / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == ([2, 64795, 64797] if family == "chatglm3" else 2)
     if family == "chatglm3":
         assert fast.convert_ids_to_tokens([64789, 64791, 64793, 64797]) == [
             "[MASK]",

@@ -116,5 +116,7 @@ def test_every_stage(tmp_path, family):
     stage("export", "rllr_mix", **final, **used, out=method / "model")
     register()
     model, tokenizer = (kind.from_pretrained(method / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    stops = json.loads((out / "base" / "generation_config.json").read_text())["eos_token_id"]
+    assert model.generation_config.eos_token_id == (stops if isinstance(stops, list) else [stops])
     ids = tokenizer.apply_chat_template([{"role": "user", "content": FILMS[0]}], return_tensors="pt", return_dict=True)
     assert model.generate(**ids, max_new_tokens=2).shape[1] > ids["input_ids"].shape[1]

@@ -440,9 +440,27 @@ def test_the_output_layer_gets_no_strided_slice(merged, rows):
 
     model, dense = models.load_causal(merged, torch.float32), []
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: dense.append(inputs[0]))
-    generate(model, [list(range(3, 12 + row)) for row in range(rows)], -1, 0, 4)
+    generate(model, [list(range(3, 12 + row)) for row in range(rows)], [], 0, 4)
     assert [hidden.shape for hidden in dense] == [(rows, 1, 32)] * 4
     assert all(hidden.is_contiguous() for hidden in dense)
+
+
+def test_any_stop_token_ends_a_response_and_leaves_its_text(merged, tokenizer):
+    from rllr import models
+    from rllr.generate import decoded, generate, stop_ids
+
+    model, prompts = models.load_causal(merged, torch.float32), [[10, 11], [20, 21, 22]]
+    whole = generate(model, prompts, [], 0, 6).responses
+    stop = whole[0][2]  # an ordinary token
+    for listed, expected in ((None, [2]), (stop, [2, stop]), ([stop, 2], [2, stop])):
+        model.generation_config.eos_token_id = listed
+        stops = stop_ids(model, tokenizer)
+        assert stops == expected
+    assert not any(2 in response for response in whole)  # EOS, which decoding would leave out, too
+    ended = generate(model, prompts, stops, 0, 6).responses
+    for response, full in zip(ended, whole, strict=True):
+        assert response == (full[: full.index(stop) + 1] if stop in full else full)
+    assert decoded(tokenizer, ended, stops) == [tokenizer.decode([i for i in ids if i != stop]) for ids in ended]
 
 
 def test_attention_in_fp32_is_exact_but_for_the_last_rounding():

@@ -136,6 +136,7 @@ def main() -> None:
 
     from rllr import models
     from rllr.base import register
+    from rllr.generate import stop_ids
 
     register()
     base = AutoConfig.from_pretrained(args.base)
@@ -145,7 +146,7 @@ def main() -> None:
     # Greedy, as it was measured; the base model's own sampling settings do not apply.
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=stop_ids(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )

@@ -100,6 +100,7 @@ def load(checkpoint: Path, trainer) -> tuple[list[dict], list[dict], dict]:
 
 def validation_accuracy(trainer, rows: list[dict], prompts: list[list[int]]) -> float:
     """Label accuracy of greedy answers to the validation slice (each process answers all of it alike)."""
+    from rllr.generate import decoded
     from rllr.ppo.scoring import is_correct
     from rllr.sampling import respond
 
@@ -114,8 +115,7 @@ def validation_accuracy(trainer, rows: list[dict], prompts: list[list[int]]) -> 
         config.max_new_tokens,
         trainer.backbone.kind,
     ):
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-        for i, text in zip(indices, texts, strict=True):
+        for i, text in zip(indices, decoded(tokenizer, responses, trainer.stops), strict=True):
             right += is_correct(text, rows[i], trainer.tasks[rows[i]["task"]])
     return right / len(rows)
 

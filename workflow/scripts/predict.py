@@ -49,6 +49,7 @@ class Predictor:
     def answers(self, rows: list[dict]) -> Iterator[tuple[list[int], list[str]]]:
         """Yield `(indices, answers)` of batches of rows, longest prompts first."""
         from rllr import sampling
+        from rllr.generate import decoded, stop_ids
 
         if not rows:
             return
@@ -62,7 +63,7 @@ class Predictor:
                 self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind
             )
         for indices, responses in batches:
-            yield indices, self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            yield indices, decoded(self.tokenizer, responses, stop_ids(self.model, self.tokenizer))
 
     def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """The sample with the highest reward of each prompt (the first among equals)."""

@@ -124,6 +124,7 @@ def main() -> None:
     rows = read_prompts(args.data, tasks, need_labels=True)
 
     from rllr import models, sampling
+    from rllr.generate import decoded, stop_ids
 
     kind = models.dtype(config.precision)
     tokenizer = models.load_tokenizer(args.base)
@@ -136,6 +137,7 @@ def main() -> None:
             cli.log(f"sampling {SAMPLES} answers of {name} to {len(rows)} prompts")
             model = models.load_adapter(args.base, adapter, kind, config.attention)
             drawn[name] = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
+            stops = stop_ids(model, tokenizer)
             del model  # one backbone in memory at a time
         reward = sampling.load_reward(args.base, args.reward, kind, config.attention)
         lines, found = [], {}
@@ -144,9 +146,9 @@ def main() -> None:
             values = sampling.scores(
                 reward, tokenizer, [prompts[i] for i, _ in flat], [r for _, r in flat], config.batch_size, kind
             )
-            texts = tokenizer.batch_decode([r for _, r in flat], skip_special_tokens=True)
+            answers = decoded(tokenizer, [r for _, r in flat], stops)
             own = []
-            for (i, _), text, value in zip(flat, texts, values, strict=True):
+            for (i, _), text, value in zip(flat, answers, values, strict=True):
                 row, task = rows[i], tasks[rows[i]["task"]]
                 right = agrees(read_label(text, task), row["label"], task)
                 own.append({"id": row["id"], "task": task.name, "correct": right, "reward": value, "answer": text})

@@ -10,7 +10,7 @@ import torch
 from rllr import models
 from rllr.cli import UserError
 from rllr.files import read_json
-from rllr.generate import generate
+from rllr.generate import generate, stop_ids
 
 
 def uniforms(seed: int, ids: list[str], samples: int, length: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def respond(
             result = generate(
                 model,
                 [prompts[i] for i in batch],
-                tokenizer.eos_token_id,
+                stop_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 max_new_tokens,
                 drawn,

@@ -20,6 +20,7 @@ class Family:
     config: Callable  # published config.json (dict) -> config of the target class
     names: dict  # regular expression of a published name -> new name(s), or a function of (tensor, config)
     markers: dict  # special token that the chat template needs -> its published id
+    stops: tuple = ()  # tokens that end an answer beside EOS, where the publisher's code says so and no config does
     added: tuple = ()  # special tokens that the publisher's code appends to the sentencepiece vocabulary, in order
 
 
@@ -140,13 +141,14 @@ CHATGLM3_ADDED = (
     *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
 )
+CHATGLM3_STOPS = ("<|user|>", "<|observation|>")
 CHATGLM3_MARKERS = {"[gMASK]": 64790, "sop": 64792, "<|system|>": 64794, "<|user|>": 64795, "<|assistant|>": 64796}
 
 
 FAMILIES = {
     "baichuan2": Family("baichuan", baichuan2_llama, BAICHUAN2, BAICHUAN2_MARKERS),
     "baichuan2-13b": Family("baichuan", baichuan2_alibi, BAICHUAN2, BAICHUAN2_MARKERS),
-    "chatglm3": Family("chatglm", chatglm3_glm, CHATGLM3, CHATGLM3_MARKERS, CHATGLM3_ADDED),
+    "chatglm3": Family("chatglm", chatglm3_glm, CHATGLM3, CHATGLM3_MARKERS, CHATGLM3_STOPS, CHATGLM3_ADDED),
 }
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rllr.base.published import stop_ids
 from rllr.cli import UserError
 
 
@@ -28,11 +29,12 @@ def choose_pad(tokenizer, wanted: str | None) -> str:
 def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
     """Settle the tokenizer, its chat template (None: its own), and the special ids of model and generation config.
 
-    The generation config holds those ids and nothing else: what a published one adds (temperature, top_k, ...) would
-    enter sampling behind the recipe's back.
+    The generation config holds those ids, other tokens that end an answer among them (a list of EOS ids), and nothing
+    else: what a published one adds (temperature, top_k, ...) would enter sampling behind the recipe's back.
 
     Raises:
-        UserError: no end-of-sequence token, no usable pad token, no template, or more tokens than embeddings.
+        UserError: no end-of-sequence token, no usable pad token, no template, more tokens than embeddings, or a stop
+            token that is none of them.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -53,7 +55,12 @@ def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config.update(ids)
     config.save_pretrained(folder)
-    GenerationConfig(**ids).save_pretrained(folder)
+    # Not pad, were it published as one: reward heads take the last token that is not pad for a response's end.
+    others = [stop for stop in stop_ids(folder) if stop not in (ids["eos_token_id"], ids["pad_token_id"])]
+    if strange := [stop for stop in others if stop not in range(config.vocab_size)]:
+        raise UserError(f"generation_config.json: eos_token_id: {strange[0]!r} is no token of this model")
+    stops = {"eos_token_id": [ids["eos_token_id"], *others]} if others else {}
+    GenerationConfig(**ids | stops).save_pretrained(folder)
 
 
 def check(folder: Path) -> dict:
