@@ -62,7 +62,6 @@ def main() -> None:
     from rllr import models
     from rllr.files import read_jsonl
     from rllr.tasks import load_tasks, read_label
-    from rllr.tokens import Encoder
 
     logging.set_verbosity_error()
     kind = models.dtype(args.precision)
@@ -71,8 +70,8 @@ def main() -> None:
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
     tasks = load_tasks(args.data.with_name("tasks.json"))
-    encoder = Encoder(tokenizer, 10**6)
-    prompts = [encoder.prompt_text(row, row["input"]) for row in rows]
+    turns = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"} for row in rows]
+    prompts = [tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True) for turn in turns]
 
     def timed(answer) -> tuple[float, list[str]]:
         best, texts = 0.0, []
