@@ -20,6 +20,7 @@ import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import finish, published, scratch, shards
 from rllr.cli import UserError
+from rllr.tokens import Encoder
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "config" / "templates"
@@ -195,6 +196,42 @@ def test_stop_tokens_are_the_published_ones(tmp_path, published_ids, expected):
     finish.finish(base, None, TEMPLATES / "mistral.jinja")
     assert GenerationConfig.from_pretrained(base).eos_token_id == expected
     assert json.loads((base / "config.json").read_text())["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("scheme", ["normalizer", "first", "always"])
+@pytest.mark.parametrize("template", ["mistral", None])
+def test_the_text_after_a_special_token_has_the_published_space(tmp_path, scheme, template):
+    """tokenizer.json writes sentencepiece's space in three ways; our templates are for texts of their own each."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    source, base = tmp_path / "source", tmp_path / "base"
+    native("mistral", source)
+    slow = sentencepiece.SentencePieceProcessor(str(source / "tokenizer.model"))
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    if scheme != "normalizer":
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+        tokenizer.save(str(source / "tokenizer.json"))
+    if template is None:
+        path = source / "tokenizer_config.json"
+        own = {"chat_template": "{{ bos_token + messages[0]['content'] }}"}
+        published_layouts.write_json(path, json.loads(path.read_text()) | own)
+    base.mkdir()
+    published.place(source, None, base)
+    finish.finish(base, None, template and TEMPLATES / f"{template}.jinja")
+    found = AutoTokenizer.from_pretrained(base)
+    text = "[INST] Is it good? [/INST]"
+    ids = found(f"<s>{text}", add_special_tokens=False)["input_ids"]
+    if template is None:  # the model's own template: as its publisher has it
+        assert ids == tokenizer.encode(f"<s>{text}", add_special_tokens=False).ids
+        assert (found.convert_ids_to_tokens(ids[1])[0] == "▁") == (scheme != "first")
+    else:
+        assert ids == [1, *slow.encode(text)]
+        assert found.convert_ids_to_tokens(ids[1])[0] == "▁"
+        row = {"id": "r", "instruction": "Is it good?", "input": "", "history": [["What?", "Yes."]]}
+        pieces = [slow.encode(piece) for piece in ("[INST] What? [/INST]", "Yes.", text)]
+        assert Encoder(found, 99).prompt(row, 0) == [1, *pieces[0], *pieces[1], 2, 1, *pieces[2]]
 
 
 def test_bad_folders_are_named(tmp_path):

@@ -26,6 +26,20 @@ def choose_pad(tokenizer, wanted: str | None) -> str:
     )
 
 
+def prefix_every_text(tokenizer) -> None:
+    """Let a sentencepiece-like tokenizer put its space before the text after a special token, too.
+
+    The published engine tokenises each text between special tokens on its own: `<s>[INST]` is `<s>`, `▁[`, `INST`. A
+    tokenizer.json whose Metaspace says `first` (newer conversions, Mistral's among them) gives `[` there.
+    """
+    from tokenizers.pre_tokenizers import Metaspace
+
+    found = tokenizer.backend_tokenizer.pre_tokenizer
+    if isinstance(found, Metaspace) and found.prepend_scheme == "first":
+        found.prepend_scheme = "always"
+        tokenizer.backend_tokenizer.pre_tokenizer = found
+
+
 def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
     """Settle the tokenizer, its chat template (None: its own), and the special ids of model and generation config.
 
@@ -45,6 +59,7 @@ def finish(folder: Path, pad: str | None, template: Path | str | None) -> None:
     if template is not None:
         # A text file ends in a newline; the prompt must not.
         tokenizer.chat_template = Path(template).read_text(encoding="utf-8").removesuffix("\n")
+        prefix_every_text(tokenizer)
     if not tokenizer.chat_template:
         raise UserError("template: tokenizer: this tokenizer has none of its own; name one of config/templates")
     tokenizer.save_pretrained(folder)
