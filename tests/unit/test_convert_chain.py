@@ -118,5 +118,12 @@ def test_every_stage(tmp_path, family):
     model, tokenizer = (kind.from_pretrained(method / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     stops = json.loads((out / "base" / "generation_config.json").read_text())["eos_token_id"]
     assert model.generation_config.eos_token_id == (stops if isinstance(stops, list) else [stops])
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": FILMS[0]}], return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(  # as the card says
+        [{"role": "user", "content": f"{FILMS[0]}</s>"}],
+        add_generation_prompt=True,
+        sanitize_control_tokens=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    assert tokenizer.eos_token_id not in ids["input_ids"] and "sanitize" in (method / "model" / "README.md").read_text()
     assert model.generate(**ids, max_new_tokens=2).shape[1] > ids["input_ids"].shape[1]
