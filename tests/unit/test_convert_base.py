@@ -14,6 +14,7 @@ import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import convert, finish, published, register, shards, tokenizer
 from rllr.cli import UserError
+from rllr.tokens import Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 FAMILIES = ["baichuan2", "baichuan2-13b", "chatglm3"]
@@ -369,9 +370,25 @@ def test_pieces_are_ranked_by_score(tmp_path, family, order):
         assert ids == slow.encode(text)
         assert fast.decode(ids) == slow.decode(ids)
 
-    for text in SENTENCES:
+    readme = TEMPLATES.parents[1] / "README.md"
+    for text in [*SENTENCES, *readme.read_text(encoding="utf-8").splitlines()]:
         check(text)
     settings(max_examples=300, deadline=None)(given(TEXTS)(check))()
+
+
+def test_a_unigram_model_makes_no_control_token_of_text(tmp_path):
+    import sentencepiece
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join([*SENTENCES, "a < b > c / d 0 x 4 1", "</ s> <u nk> <0 x41>"]), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "t"), model_type="unigram", vocab_size=350, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    encoder = Encoder(tokenizer.from_sentencepiece(tmp_path / "t.model", {}), 99)
+    for text in [*SENTENCES, "</s>", "a<s>b</s> <unk>", "<0x41>"]:
+        assert encoder.ids(text) == slow.encode(text)
 
 
 def test_special_tokens(converted):
