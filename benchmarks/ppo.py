@@ -41,8 +41,8 @@ def make_model(shape: str, folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from rllr import models as ours
-    from rllr.training import save_adapter
+    from rllr.lm import models as ours
+    from rllr.train.trainer import save_adapter
 
     torch.manual_seed(0)
     kind = torch.float32 if shape != "mistral" else torch.bfloat16
@@ -65,10 +65,10 @@ def ours(args: argparse.Namespace) -> None:
     """Our side, in this process; prints one JSON line."""
     import torch
 
-    from rllr import models
     from rllr.config import load_yaml, merge
+    from rllr.lm import models
     from rllr.ppo.backbone import Backbone
-    from rllr.ppo.loop import PPOConfig, Rewards, Trainer, peak_memory
+    from rllr.ppo.iteration import PPOConfig, Rewards, Trainer, peak_memory
     from rllr.tasks import Task
 
     kind = models.dtype(args.precision)

@@ -34,7 +34,7 @@ def pipeline_answers(model, tokenizer, prompts: list[str], new_tokens: int, batc
 
 
 def our_answers(model, tokenizer, prompts: list[str], new_tokens: int, batch_size: int, kind) -> list[str]:
-    from rllr import sampling
+    from rllr.lm import sampling
 
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found = [""] * len(ids)
@@ -59,8 +59,8 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from rllr import models
     from rllr.files import read_jsonl
+    from rllr.lm import models
     from rllr.tasks import load_tasks, read_label
 
     logging.set_verbosity_error()

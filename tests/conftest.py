@@ -60,8 +60,8 @@ def reward_folders(tmp_path_factory, merged):
     import torch
     from peft import get_peft_model
 
-    from rllr import models
-    from rllr.training import save_adapter
+    from rllr.lm import models
+    from rllr.train.trainer import save_adapter
 
     folders = {}
     for seed, role in enumerate(["rm_rllr", "rm_rlhf"]):

@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2] / "workflow" / "scripts"), str(HERE.parent)]
 
 from rllr import ranks  # noqa: E402
-from rllr.ppo.loop import Trainer  # noqa: E402
+from rllr.ppo.iteration import Trainer  # noqa: E402
 from rllr.ppo.rollout import Rollout  # noqa: E402
 from rllr.tasks import Task  # noqa: E402
 

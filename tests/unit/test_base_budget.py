@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rllr.base import budget
 from rllr.cli import UserError
+from rllr.lm import budget
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 SFT = {
@@ -36,8 +36,8 @@ def test_activations_kept_for_the_backward_pass(tmp_path, kind, precision):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from rllr import models
     from rllr.base import register
+    from rllr.lm import models
 
     register()
     config = config_of(kind)

@@ -20,7 +20,7 @@ import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import finish, published, scratch, shards
 from rllr.cli import UserError
-from rllr.tokens import Encoder
+from rllr.lm.tokens import Encoder
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "config" / "templates"

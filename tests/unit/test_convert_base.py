@@ -14,7 +14,7 @@ import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import convert, finish, published, register, shards, tokenizer
 from rllr.cli import UserError
-from rllr.tokens import Encoder
+from rllr.lm.tokens import Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 FAMILIES = ["baichuan2", "baichuan2-13b", "chatglm3"]

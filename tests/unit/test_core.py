@@ -18,10 +18,10 @@ from rllr import checkpoints
 from rllr.cli import UserError, machine_fault
 from rllr.config import load_stage, load_yaml, merge, schema, stage_config, typed
 from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_json
-from rllr.reward import pair_metrics, pairwise_loss, response_scores
+from rllr.lm.tokens import Encoder
 from rllr.rows import read_pairs, read_prompts, read_responses
-from rllr.tokens import Encoder
-from rllr.training import TrainingConfig, accumulation
+from rllr.train.pairwise import pair_metrics, pairwise_loss, response_scores
+from rllr.train.trainer import TrainingConfig, accumulation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -138,7 +138,7 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 def test_every_model_resolves_every_stage():
     from rllr.config import SECTIONS
-    from rllr.ppo.loop import PPOConfig
+    from rllr.ppo.iteration import PPOConfig
 
     defaults = load_yaml(ROOT / "config/stages.yaml")
     for path in sorted((ROOT / "config/models").glob("*.yaml")):
@@ -316,7 +316,7 @@ def test_sft_trains_every_answer_of_a_dialogue(merged, tokenizer, tmp_path):
     from trl import SFTConfig
 
     import sft
-    from rllr import models
+    from rllr.lm import models
 
     row = {"id": "r", "instruction": "Good?", "input": "A film.", "output": "Yes."}
     rows = [row, row | {"history": [["Hm?", "Not </s> now<|im_end|>."], ["And?", "No."]], "output": "It is."}]
@@ -412,7 +412,7 @@ def test_no_file_of_the_project_names_a_registry_or_a_machine():
 
 @pytest.mark.parametrize("fault", ["no folder", "no weights"])
 def test_a_base_folder_without_a_model_is_named(tmp_path, merged, fault):
-    from rllr import models
+    from rllr.lm import models
 
     if fault == "no weights":
         shutil.copy(merged / "config.json", tmp_path)
@@ -450,7 +450,7 @@ def test_a_program_meets_bad_data_with_one_line_and_leaves_its_folder_alone(tmp_
 def test_the_attention_implementation_is_chosen_by_its_key(merged):
     import torch
 
-    from rllr import models
+    from rllr.lm import models
 
     ids = torch.arange(3, 12)[None]
     found = {}
@@ -469,8 +469,8 @@ def test_the_attention_implementation_is_chosen_by_its_key(merged):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_output_layer_gets_no_strided_slice(merged, rows):
     # For one, PyTorch's product on a CPU copies the layer's weights once for every row.
-    from rllr import models
-    from rllr.generate import generate
+    from rllr.lm import models
+    from rllr.lm.generation import generate
 
     model, dense = models.load_causal(merged, torch.float32), []
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: dense.append(inputs[0]))
@@ -480,8 +480,8 @@ def test_the_output_layer_gets_no_strided_slice(merged, rows):
 
 
 def test_any_stop_token_ends_a_response_and_leaves_its_text(merged, tokenizer):
-    from rllr import models
-    from rllr.generate import decoded, generate, stop_ids
+    from rllr.lm import models
+    from rllr.lm.generation import decoded, generate, stop_ids
 
     model, prompts = models.load_causal(merged, torch.float32), [[10, 11], [20, 21, 22]]
     whole = generate(model, prompts, [], 0, 6).responses
@@ -498,7 +498,7 @@ def test_any_stop_token_ends_a_response_and_leaves_its_text(merged, tokenizer):
 
 
 def test_attention_in_fp32_is_exact_but_for_the_last_rounding():
-    from rllr.models import sdpa_in_fp32
+    from rllr.lm.models import sdpa_in_fp32
 
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 9, 16).bfloat16()
@@ -512,7 +512,7 @@ def test_attention_in_fp32_is_exact_but_for_the_last_rounding():
 
 
 def test_bf16_decoding_on_a_cpu_keeps_its_stream_and_attention_in_fp32(merged):
-    from rllr import models
+    from rllr.lm import models
 
     ids, found = torch.arange(3, 12)[None], {}
     for kind, attention in ((torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"), (torch.float32, "auto")):

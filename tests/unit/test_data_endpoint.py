@@ -10,7 +10,7 @@ import pytest
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.endpoint import EndpointAnnotator, mentioned, problem
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 from rllr.tasks import Task
 
 TASK = Task("mood", "label", ("good", "bad"))

@@ -15,9 +15,9 @@ from rllr.cli import UserError
 from rllr.data import FILES
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import CueAnnotator
-from rllr.data.config import TaskSpec
 from rllr.data.pairs import candidates, usable, wrong_labels
 from rllr.data.plan import share_out
+from rllr.data.spec import TaskSpec
 from rllr.tasks import Task, load_tasks, read_label
 
 PREPARE = Path(__file__).resolve().parents[2] / "workflow" / "scripts" / "prepare.py"

@@ -139,8 +139,8 @@ def test_broken_files(name, tmp_path):
     from collections import Counter
 
     from rllr.cli import UserError
-    from rllr.data.config import load_config
     from rllr.data.release import build_release, read_release
+    from rllr.data.spec import load_config
 
     file, content, parts = BROKEN[name]
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(release(tmp_path, **{file: content})))

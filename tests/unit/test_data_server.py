@@ -18,7 +18,7 @@ import pytest
 
 from rllr.data.annotators import Ask
 from rllr.data.annotators.endpoint import EndpointAnnotator
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 from rllr.tasks import Task
 
 pytestmark = [

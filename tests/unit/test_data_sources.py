@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rllr.cli import UserError
-from rllr.data.config import load_config
 from rllr.data.sources import read_rows
+from rllr.data.spec import load_config
 
 BASE = {
     "seed": 1,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from rllr.compare import detectable_over_runs, difference, mcnemar
-from rllr.metrics import method_metrics, pearson, task_metrics, wilson
+from rllr.evaluate.comparison import detectable_over_runs, difference, mcnemar
+from rllr.evaluate.label_metrics import method_metrics, pearson, task_metrics, wilson
 from rllr.tasks import Task, agrees
 
 REVIEWS = Task("reviews", "label", ("positive", "negative"))

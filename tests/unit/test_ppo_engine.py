@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rllr.cli import UserError
 from rllr.ppo.backbone import Backbone, Sequences
-from rllr.ppo.loop import PPOConfig, Rewards, Trainer
+from rllr.ppo.iteration import PPOConfig, Rewards, Trainer
 from rllr.ppo.rollout import roll_out, uniforms
 from rllr.ppo.scoring import RunningMoments
 
@@ -99,7 +99,7 @@ def test_rewards_are_those_of_the_reward_models_own_evaluation(merged, reward_fo
 
 
 def test_rewards_in_bf16_agree_within_its_rounding(merged, reward_folders):
-    from rllr import models
+    from rllr.lm import models
 
     backbone = make_backbone(merged, reward_folders, torch.bfloat16)
     scorer = PeftModel.from_pretrained(models.load_scorer(merged, torch.bfloat16), reward_folders["rm_rllr"]).eval()
@@ -165,7 +165,7 @@ def test_samples_depend_on_seed_and_prompt_alone(merged, reward_folders):
 
 
 def test_samples_follow_the_models_distribution(merged, reward_folders):
-    from rllr.generate import draw
+    from rllr.lm.generation import draw
 
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
     numbers = torch.rand(20000, generator=torch.Generator().manual_seed(1))

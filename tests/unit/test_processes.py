@@ -31,7 +31,7 @@ PROGRAMS = ROOT / "workflow/scripts"
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_every_row_comes_once_an_epoch_whatever_the_processes(data):
-    from rllr.batches import OptimiserBatches
+    from rllr.train.batches import OptimiserBatches
 
     processes = data.draw(st.integers(1, 3))
     accumulation, micro = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
@@ -163,7 +163,7 @@ def test_uneven_settings_end_at_once_in_one_line(stage):
 
 @pytest.mark.parametrize("model", ["llama2-13b", "baichuan2-13b"])
 def test_the_13b_models_divide_over_four_processes(model):
-    from rllr.training import accumulation
+    from rllr.train.trainer import accumulation
 
     defaults, config = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / f"config/models/{model}.yaml")
     for stage in ("sft", "sft_wrat", "rm_rlhf", "rm_rllr"):

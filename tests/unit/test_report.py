@@ -17,11 +17,12 @@ import report
 import reward_quality
 import score
 import summary
-from rllr import html, sampling
 from rllr.cli import UserError
+from rllr.evaluate import html
+from rllr.evaluate.label_metrics import method_metrics
+from rllr.evaluate.tables import config_differences, markdown, spread, table, tables, tsv
 from rllr.files import write_json, write_jsonl
-from rllr.metrics import method_metrics
-from rllr.summary import config_differences, markdown, spread, table, tables, tsv
+from rllr.lm import sampling
 from rllr.tasks import ANSWER, Task, dump_tasks
 
 PROGRAMS = Path(report.__file__).parent
@@ -151,7 +152,7 @@ class Checker(HTMLParser):
 
 
 def test_the_page_is_whole_and_self_contained(run, tmp_path):
-    from rllr import plots
+    from rllr.evaluate import plots
 
     reward, data = run / "m" / "rm_rllr", tmp_path / "small"
     rows = [
@@ -190,7 +191,7 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
 
 
 def test_numbers_are_counted_in_a_confusion_matrix_by_rounding(tmp_path):
-    from rllr import plots
+    from rllr.evaluate import plots
 
     lines = [{"task": "similarity", "label": "4.6", "prediction": p} for p in ("0.2", None, "4.8")]
     plots.confusion(lines, TASKS, "x", tmp_path / "x.svg")
@@ -253,7 +254,7 @@ def test_reward_quality_without_a_right_answer_says_nothing():
 
 
 def test_samples_depend_on_row_and_place_alone():
-    from rllr.sampling import uniforms
+    from rllr.lm.sampling import uniforms
 
     both, one = uniforms(1, ["a", "b"], 2, 5), uniforms(1, ["b"], 2, 5)
     assert (both[2:] == one).all() and len({tuple(row.tolist()) for row in both}) == 4
@@ -261,7 +262,7 @@ def test_samples_depend_on_row_and_place_alone():
 
 
 def test_batches_change_no_answer(merged, tokenizer):
-    from rllr import models
+    from rllr.lm import models
 
     model = models.load_causal(merged, torch.float32)
     prompts = [tokenizer("ab " * n)["input_ids"] for n in (1, 9, 4, 2, 7)]
@@ -279,7 +280,7 @@ def test_batches_change_no_answer(merged, tokenizer):
 
 def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folders, tokenizer):
     from predict import Predictor
-    from rllr.predicting import PredictConfig
+    from rllr.predict.model_file import PredictConfig
 
     config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
     rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
@@ -299,7 +300,7 @@ def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
     """Loaded through PEFT here, on a shared backbone there."""
     import torch
 
-    from rllr import models
+    from rllr.lm import models
     from rllr.ppo.backbone import Backbone, Sequences
 
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
@@ -338,7 +339,7 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
 
 def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
     import predict
-    from rllr.predicting import describe
+    from rllr.predict.model_file import describe
 
     values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
               "batch_size": 2, "max_new_tokens": 4,

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 import published_layouts
 from published_layouts import SENTENCES
 from rllr.cli import UserError
-from rllr.tokens import PLAIN, Encoder
+from rllr.lm.tokens import PLAIN, Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 

@@ -138,9 +138,9 @@ def main() -> None:
     import torch
     from transformers import AutoConfig, GenerationConfig
 
-    from rllr import models
     from rllr.base import register
-    from rllr.generate import stop_ids
+    from rllr.lm import models
+    from rllr.lm.generation import stop_ids
 
     register()
     base = AutoConfig.from_pretrained(args.base)

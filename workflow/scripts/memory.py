@@ -2,15 +2,15 @@
 
     python workflow/scripts/memory.py --models mistral llama2-13b
 
-Counted for the longest rows that a stage's cutoff allows (rllr.base.budget); shorter rows need less. Sizes come from
+Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. Sizes come from
 results/<model>/base/config.json where that exists, else from the table of published sizes below.
 """
 
 from pathlib import Path
 
-from rllr.base.budget import Sizes, memory
 from rllr.cli import UserError, parser, run
 from rllr.config import SECTIONS, load_yaml, stage_config
+from rllr.lm.budget import Sizes, memory
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 

@@ -21,8 +21,8 @@ def main() -> None:
     from peft import PeftModel
     from transformers import AutoConfig
 
-    from rllr import models
     from rllr.base import register
+    from rllr.lm import models
 
     register()
     tokenizer = models.load_tokenizer(args.base)

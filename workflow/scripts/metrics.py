@@ -8,8 +8,8 @@
 from pathlib import Path
 
 from rllr import cli
+from rllr.evaluate.label_metrics import method_metrics
 from rllr.files import read_jsonl, write_json
-from rllr.metrics import method_metrics
 from rllr.tasks import load_tasks
 
 

@@ -12,7 +12,8 @@
 
 from pathlib import Path
 
-from rllr import cli, plots
+from rllr import cli
+from rllr.evaluate import plots
 from rllr.files import read_json, read_jsonl
 from rllr.tasks import load_tasks
 

@@ -17,9 +17,9 @@ from rllr import cli
 from rllr.cli import UserError, log
 from rllr.config import load_stage
 from rllr.files import atomic_dir, has_rows, read_json, stage_lock, write_json, write_jsonl
+from rllr.lm.tokens import Encoder
 from rllr.rows import read_prompts
 from rllr.tasks import load_tasks
-from rllr.tokens import Encoder
 
 # Method -> (label reward, rationale reward): a reward model's stage, or `gold` for the verified label.
 REWARDS = {
@@ -100,9 +100,9 @@ def load(checkpoint: Path, trainer) -> tuple[list[dict], list[dict], dict]:
 
 def validation_accuracy(trainer, rows: list[dict], prompts: list[list[int]]) -> float:
     """Label accuracy of greedy answers to the validation slice (each process answers all of it alike)."""
-    from rllr.generate import decoded
+    from rllr.lm.generation import decoded
+    from rllr.lm.sampling import respond
     from rllr.ppo.scoring import is_correct
-    from rllr.sampling import respond
 
     trainer.backbone.use("policy")
     trainer.backbone.model.eval()
@@ -134,7 +134,7 @@ def main() -> None:
     rows = read_prompts(args.data / "unsupervised.jsonl", tasks, need_labels="gold" in REWARDS[method])
 
     from rllr import ranks
-    from rllr.ppo.loop import PPOConfig
+    from rllr.ppo.iteration import PPOConfig
 
     config = load_stage(PPOConfig, args.config)
     validation = []
@@ -162,11 +162,11 @@ def train(args, config, tasks, rows, validation, tau, origin) -> None:
     from tqdm import tqdm
     from transformers import set_seed
 
-    from rllr import checkpoints, models, ranks
-    from rllr.base import budget
+    from rllr import checkpoints, ranks
+    from rllr.lm import budget, models
     from rllr.ppo.backbone import Backbone
-    from rllr.ppo.loop import Rewards, Trainer
-    from rllr.training import save_adapter
+    from rllr.ppo.iteration import Rewards, Trainer
+    from rllr.train.trainer import save_adapter
 
     label, rationale = REWARDS[config.stage]
     roles = [role for role in (label, rationale) if role and role != "gold"]

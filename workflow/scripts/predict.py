@@ -27,17 +27,17 @@ from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import stage_lock, write_jsonl
-from rllr.predicting import PATHS, PredictConfig, describe, find
+from rllr.lm.tokens import Encoder
+from rllr.predict.model_file import PATHS, PredictConfig, describe, find
 from rllr.rows import read_prompts
 from rllr.tasks import load_tasks, read_label
-from rllr.tokens import Encoder
 
 
 class Predictor:
     """A loaded model and, for best-of-n, the reward model that picks among its samples."""
 
     def __init__(self, config: PredictConfig, base: Path, adapter: Path | None, reward: Path | None) -> None:
-        from rllr import models, sampling
+        from rllr.lm import models, sampling
 
         self.config, self.kind = config, models.dtype(config.precision)
         self.tokenizer = models.load_tokenizer(base)
@@ -48,8 +48,8 @@ class Predictor:
 
     def answers(self, rows: list[dict]) -> Iterator[tuple[list[int], list[str]]]:
         """Yield `(indices, answers)` of batches of rows, longest prompts first."""
-        from rllr import sampling
-        from rllr.generate import decoded, stop_ids
+        from rllr.lm import sampling
+        from rllr.lm.generation import decoded, stop_ids
 
         if not rows:
             return
@@ -67,7 +67,7 @@ class Predictor:
 
     def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """The sample with the highest reward of each prompt (the first among equals)."""
-        from rllr import sampling
+        from rllr.lm import sampling
 
         n, config = self.config.best_of, self.config
         order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]))
@@ -119,9 +119,8 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
     """
     from tqdm import tqdm
 
-    from rllr import models, sampling  # noqa: F401  (their code is part of the fingerprint)
-    from rllr.base import budget
     from rllr.checkpoints import fingerprint
+    from rllr.lm import budget, models, sampling  # noqa: F401  (their code is part of the fingerprint)
 
     rows = read_prompts(data, tasks, need_labels=True)
     with stage_lock(out.parent):

@@ -15,7 +15,7 @@ from pathlib import Path
 from rllr.cli import UserError, log, parser, run
 from rllr.config import load_yaml
 from rllr.data import FILES, asks_for
-from rllr.data.config import load_config
+from rllr.data.spec import load_config
 from rllr.files import stage_lock, write_json
 from rllr.tasks import dump_tasks
 
@@ -56,7 +56,7 @@ def main() -> None:
     args = arguments()
     config = load_config(args.config)
 
-    from rllr.data import report
+    from rllr.data import overview as report
     from rllr.data.build import build
     from rllr.data.release import build_release
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rllr import cli
+from rllr.evaluate.html import figure, page, table, text
+from rllr.evaluate.tables import read_predictions, sections, tables
+from rllr.evaluate.tables import table as summary_rows
 from rllr.files import atomic_file, read_json, read_jsonl
-from rllr.html import figure, page, table, text
-from rllr.summary import read_predictions, sections, tables
-from rllr.summary import table as summary_rows
 from rllr.tasks import Task, agrees, load_tasks
 
 EXAMPLES = 3  # shown of each kind and task

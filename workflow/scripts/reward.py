@@ -13,10 +13,10 @@ from pathlib import Path
 from rllr import cli
 from rllr.config import load_stage
 from rllr.files import has_rows, stage_lock, write_json, write_jsonl
+from rllr.lm.tokens import Encoder
 from rllr.rows import read_pairs
 from rllr.tasks import load_tasks
-from rllr.tokens import Encoder
-from rllr.training import TrainingConfig, train, trainer_arguments
+from rllr.train.trainer import TrainingConfig, train, trainer_arguments
 
 # Held-out pairs that both reward models are judged on; `validation` calibrates the threshold tau.
 HELD_OUT = {
@@ -49,8 +49,8 @@ def make_trainer(model, pad: int, **arguments):
     from trl import RewardTrainer
 
     from rllr import ranks
-    from rllr.batches import EveryRowOnce
-    from rllr.reward import pairwise_loss, response_scores
+    from rllr.train.batches import EveryRowOnce
+    from rllr.train.pairwise import pairwise_loss, response_scores
 
     def differ(ids):  # (2B, T) chosen, then rejected -> (B,) bool: all but blank pairs
         chosen, rejected = ids.chunk(2)
@@ -83,7 +83,7 @@ def make_trainer(model, pad: int, **arguments):
 
 def evaluate(model, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int) -> tuple[dict, list[dict]]:
     """metrics.json and the scores behind it."""
-    from rllr.reward import pair_metrics, score_sequences
+    from rllr.train.pairwise import pair_metrics, score_sequences
 
     pad, metrics, scored = encoder.tokenizer.pad_token_id, {}, []
     for name, rows in rows_of.items():
@@ -124,8 +124,8 @@ def main() -> None:
     from transformers import set_seed
     from trl import RewardConfig
 
-    from rllr import checkpoints, models, ranks
-    from rllr.base import budget
+    from rllr import checkpoints, ranks
+    from rllr.lm import budget, models
 
     ranks.start()
     with stage_lock(args.out):

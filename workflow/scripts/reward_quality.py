@@ -17,12 +17,12 @@ import numpy as np
 
 from rllr import cli
 from rllr.config import load_stage
+from rllr.evaluate.label_metrics import wilson
 from rllr.files import stage_lock, write_json, write_jsonl
-from rllr.metrics import wilson
-from rllr.predicting import PredictConfig
+from rllr.lm.tokens import Encoder
+from rllr.predict.model_file import PredictConfig
 from rllr.rows import read_prompts
 from rllr.tasks import agrees, load_tasks, read_label
-from rllr.tokens import Encoder
 
 SAMPLES = 4  # per prompt
 RESAMPLES = 1000
@@ -123,8 +123,8 @@ def main() -> None:
     tasks = load_tasks(args.tasks)
     rows = read_prompts(args.data, tasks, need_labels=True)
 
-    from rllr import models, sampling
-    from rllr.generate import decoded, stop_ids
+    from rllr.lm import models, sampling
+    from rllr.lm.generation import decoded, stop_ids
 
     kind = models.dtype(config.precision)
     tokenizer = models.load_tokenizer(args.base)

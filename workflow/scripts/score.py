@@ -21,8 +21,8 @@ from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import read_jsonl, write_jsonl
-from rllr.tokens import Encoder
-from rllr.training import TrainingConfig
+from rllr.lm.tokens import Encoder
+from rllr.train.trainer import TrainingConfig
 
 
 def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str) -> list[dict]:
@@ -63,7 +63,7 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from rllr import models, sampling
+    from rllr.lm import models, sampling
 
     logging.disable_progress_bar()
     kind = models.dtype(config.precision)

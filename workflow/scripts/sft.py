@@ -16,10 +16,10 @@ from pathlib import Path
 from rllr import cli
 from rllr.config import load_stage
 from rllr.files import stage_lock
+from rllr.lm.tokens import IGNORED, Encoder
 from rllr.rows import read_responses
 from rllr.tasks import load_tasks
-from rllr.tokens import IGNORED, Encoder
-from rllr.training import TrainingConfig, train, trainer_arguments
+from rllr.train.trainer import TrainingConfig, train, trainer_arguments
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
@@ -44,7 +44,7 @@ def make_trainer(**arguments):
     from torch.nn import functional as F
     from trl import SFTTrainer
 
-    from rllr.batches import EveryRowOnce
+    from rllr.train.batches import EveryRowOnce
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
         def items(self, batch) -> torch.Tensor:
@@ -82,8 +82,8 @@ def main() -> None:
     from transformers import set_seed
     from trl import SFTConfig
 
-    from rllr import checkpoints, models, ranks
-    from rllr.base import budget
+    from rllr import checkpoints, ranks
+    from rllr.lm import budget, models
 
     ranks.start()
     with stage_lock(args.out):

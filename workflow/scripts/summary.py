@@ -13,9 +13,9 @@ Reads <results>/<model>/<method>/{metrics.json,predictions.jsonl,model.json}; wr
 
 from pathlib import Path
 
-from rllr import cli, html
-from rllr.files import atomic_file
-from rllr.summary import (
+from rllr import cli
+from rllr.evaluate import html
+from rllr.evaluate.tables import (
     config_differences,
     data_differences,
     finished,
@@ -27,6 +27,7 @@ from rllr.summary import (
     tables,
     tsv,
 )
+from rllr.files import atomic_file
 
 
 def one(results: Path, models: list[str], methods: list[str]) -> dict[str, str]:

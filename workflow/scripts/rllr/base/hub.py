@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from rllr.base.budget import gib
 from rllr.cli import UserError, log
+from rllr.lm.budget import gib
 
 # Besides one set of weights. Python files are left out: no published code is ever run.
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")

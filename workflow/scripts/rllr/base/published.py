@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from rllr.base import convert, shards, tokenizer
-from rllr.base.budget import check_disk
 from rllr.cli import UserError
 from rllr.files import read_json, write_json
+from rllr.lm.budget import check_disk
 
 GENERATION = "generation_config.json"
 

@@ -30,11 +30,11 @@ import numpy as np
 from rllr.cli import UserError, log
 from rllr.data import FILES
 from rllr.data.annotators import Ask, make_annotator
-from rllr.data.config import DataConfig
 from rllr.data.counts import count_row
 from rllr.data.pairs import corrupt, mix, read_confusion, usable, wrong_labels
 from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps, ranks
 from rllr.data.sources import read_rows
+from rllr.data.spec import DataConfig
 from rllr.tasks import respond
 
 CHUNK = 2000  # rows a worker takes at a time; part of the result (never derived from the number of workers)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import sentence, words
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 from rllr.files import read_json
 from rllr.tasks import Task, read_label, respond
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rllr.cli import UserError, log
-from rllr.data.config import TRAIN_USES, DataConfig
+from rllr.data.spec import TRAIN_USES, DataConfig
 
 # One bit for each use that a row can be put to.
 USES = {

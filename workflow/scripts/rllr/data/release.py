@@ -16,10 +16,10 @@ import numpy as np
 from rllr.cli import UserError, log
 from rllr.data import FILES
 from rllr.data.build import hash64, normalise
-from rllr.data.config import DataConfig
 from rllr.data.counts import count_row
 from rllr.data.plan import ranks
 from rllr.data.sources import MAX_CHARS
+from rllr.data.spec import DataConfig
 from rllr.files import read_json, read_jsonl
 from rllr.rows import is_pair
 from rllr.tasks import Task, read_label

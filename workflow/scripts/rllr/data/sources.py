@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from rllr.cli import UserError
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 
 MAX_CHARS = 100_000  # a longer text is a broken file, not an input of an NLU task
 csv.field_size_limit(2**31 - 1)  # our own limit speaks, with the field's name

@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from rllr import models
 from rllr.cli import UserError
+from rllr.lm import models
 
 
 @dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rllr import models
-from rllr.generate import generate
+from rllr.lm import models
+from rllr.lm.generation import generate
 from rllr.ppo.backbone import Backbone
 
 

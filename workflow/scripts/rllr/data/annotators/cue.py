@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from rllr.data.annotators import Ask
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 
 FOLDS = 5
 WORD = re.compile(r"[^\W\d_]{2,}(?:['\u2019][^\W\d_]+)*|[^\W\d_](?:['\u2019][^\W\d_]+)+")  # not single letters

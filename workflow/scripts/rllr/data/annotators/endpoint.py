@@ -18,7 +18,7 @@ from typing import Any
 
 from rllr.cli import UserError, log
 from rllr.data.annotators import Ask
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 from rllr.tasks import Task
 
 

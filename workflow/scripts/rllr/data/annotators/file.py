@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
-from rllr.data.config import TaskSpec
+from rllr.data.spec import TaskSpec
 from rllr.files import read_jsonl
 
 

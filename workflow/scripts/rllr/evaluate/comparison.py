@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from rllr.metrics import RESAMPLES, numbers, pearson
+from rllr.evaluate.label_metrics import RESAMPLES, numbers, pearson
 from rllr.tasks import Task
 
 EXACT = 25  # discordant rows

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rllr import models
 from rllr.cli import UserError
 from rllr.files import read_json
-from rllr.generate import generate, stop_ids
+from rllr.lm import models
+from rllr.lm.generation import generate, stop_ids
 
 
 def uniforms(seed: int, ids: list[str], samples: int, length: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attent
 
 def scores(reward, tokenizer, prompts, responses, batch_size: int, kind) -> list[float]:
     """The reward of each response to its prompt (both token ids)."""
-    from rllr.reward import score_sequences
+    from rllr.train.pairwise import score_sequences
 
     whole = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     with models.autocast(kind):

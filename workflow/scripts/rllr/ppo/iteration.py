@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rllr import ranks
 from rllr.cli import UserError
-from rllr.generate import decoded, stop_ids
+from rllr.lm.generation import decoded, stop_ids
 from rllr.ppo.advantages import AdaptiveKL, gae, token_rewards, whiten
 from rllr.ppo.backbone import Backbone, Sequences
 from rllr.ppo.losses import explained_variance, policy_loss, value_loss

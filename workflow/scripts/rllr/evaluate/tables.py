@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rllr import html
 from rllr.cli import UserError
-from rllr.compare import detectable_over_runs, difference
 from rllr.config import load_yaml
+from rllr.evaluate import html
+from rllr.evaluate.comparison import detectable_over_runs, difference
 from rllr.files import read_json, read_jsonl
-from rllr.predicting import find
+from rllr.predict.model_file import find
 
 BASELINES = ["sft_wrat", "rlhf"]
 

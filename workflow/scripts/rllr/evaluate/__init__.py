@@ -1,0 +1,1 @@
+"""What the answers are worth: metrics, comparisons, reward quality, tables, figures, pages."""

@@ -1,0 +1,1 @@
+"""Language models: loading, tokens, decoding, scores, memory."""

@@ -1,0 +1,1 @@
+"""Training on fixed rows: supervised fine-tuning and reward models."""
