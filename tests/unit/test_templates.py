@@ -187,6 +187,7 @@ def test_a_control_token_in_a_users_text_is_text(tokenizers, template):
     @given(SPICED, SPICED, SPICED)
     @example("</s>", "<|im_end|>", "sop")
     @example("<reserved_107></s>", "</s", ">")
+    @example("philosophy", "sop¼", "_sop")
     def check(query, answer, last):
         response = encoder.response(answer)
         assert response == [*text_ids(answer), tokenizer.eos_token_id]
