@@ -61,7 +61,6 @@ def main() -> None:
 
     from rllr.files import read_jsonl
     from rllr.lm import models
-    from rllr.lm.tokens import Encoder
     from rllr.tasks import load_tasks, read_label
 
     logging.set_verbosity_error()
@@ -71,8 +70,8 @@ def main() -> None:
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
     tasks = load_tasks(args.data.with_name("tasks.json"))
-    encoder = Encoder(tokenizer, 10**6)
-    prompts = [encoder.prompt_text(row, row["input"]) for row in rows]
+    turns = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"} for row in rows]
+    prompts = [tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True) for turn in turns]
 
     def timed(answer) -> tuple[float, list[str]]:
         best, texts = 0.0, []

@@ -16,6 +16,8 @@ SENTENCES = [
     "电影 评论 是 正面 的 吗？ 这部 电影 很 好看。",
 ] * 4
 
+SYMBOLS = [f"<mask_{i}>" for i in range(86)] + [f"<reserved_{i}>" for i in range(108)]  # Baichuan2's, from id 3 on
+
 
 def sentencepiece_model(path: Path, symbols: list[str], dummy_prefix: bool, pieces: int | None = None) -> None:
     """Train a byte-fallback BPE model, with `symbols` from id 3 on, padded with unused pieces to `pieces`."""
@@ -82,9 +84,8 @@ def baichuan2(folder: Path, alibi: bool) -> dict:
     folder.mkdir(parents=True)
     layers, heads = (2, 5) if alibi else (2, 4)  # 5 heads: like the 13B model's 40, no power of two
     hidden, inner = heads * 8, 48
-    symbols = [f"<mask_{i}>" for i in range(86)] + [f"<reserved_{i}>" for i in range(108)]
-    sentencepiece_model(folder / "tokenizer.model", symbols, dummy_prefix=False)
-    vocab = 3 + len(symbols) + 256 + 200 + 5
+    sentencepiece_model(folder / "tokenizer.model", SYMBOLS, dummy_prefix=False)
+    vocab = 3 + len(SYMBOLS) + 256 + 200 + 5
     config = {
         "_from_model_config": True,
         "architectures": ["BaichuanForCausalLM"],

@@ -20,6 +20,7 @@ import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import finish, published, scratch, shards
 from rllr.cli import UserError
+from rllr.lm.tokens import Encoder
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = ROOT / "config" / "templates"
@@ -179,6 +180,60 @@ def test_native_layouts(tmp_path, kind):
         assert ids[1:] == sentencepiece.SentencePieceProcessor(str(tmp_path / "source/tokenizer.model")).encode(text)
 
 
+@pytest.mark.parametrize(
+    ("published_ids", "expected"), [(None, 2), (2, 2), ([2], 2), ([7, 2, 9], [2, 7, 9]), ([2, 0], 2), (7, [2, 7])]
+)
+def test_stop_tokens_are_the_published_ones(tmp_path, published_ids, expected):
+    """EOS always, pad (0 here) never."""
+    from transformers import GenerationConfig
+
+    native("mistral", tmp_path / "source")
+    config = {"temperature": 0.6, "do_sample": True, "eos_token_id": published_ids}
+    published_layouts.write_json(tmp_path / "source" / "generation_config.json", config)
+    base = tmp_path / "base"
+    base.mkdir()
+    published.link_or_convert(tmp_path / "source", None, base)
+    finish.finish(base, None, (TEMPLATES / "mistral.jinja").read_text())
+    assert GenerationConfig.from_pretrained(base).eos_token_id == expected
+    assert json.loads((base / "config.json").read_text())["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("scheme", ["normalizer", "first", "always"])
+@pytest.mark.parametrize("template", ["mistral", None])
+def test_the_text_after_a_special_token_has_the_published_space(tmp_path, scheme, template):
+    """tokenizer.json writes sentencepiece's space in three ways; our templates are for texts of their own each."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    source, base = tmp_path / "source", tmp_path / "base"
+    native("mistral", source)
+    slow = sentencepiece.SentencePieceProcessor(str(source / "tokenizer.model"))
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    if scheme != "normalizer":
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+        tokenizer.save(str(source / "tokenizer.json"))
+    if template is None:
+        path = source / "tokenizer_config.json"
+        own = {"chat_template": "{{ bos_token + messages[0]['content'] }}"}
+        published_layouts.write_json(path, json.loads(path.read_text()) | own)
+    base.mkdir()
+    published.link_or_convert(source, None, base)
+    finish.finish(base, None, template and (TEMPLATES / f"{template}.jinja").read_text())
+    found = AutoTokenizer.from_pretrained(base)
+    text = "[INST] Is it good? [/INST]"
+    ids = found(f"<s>{text}", add_special_tokens=False)["input_ids"]
+    if template is None:  # the model's own template: as its publisher has it
+        assert ids == tokenizer.encode(f"<s>{text}", add_special_tokens=False).ids
+        assert (found.convert_ids_to_tokens(ids[1])[0] == "▁") == (scheme != "first")
+    else:
+        assert ids == [1, *slow.encode(text)]
+        assert found.convert_ids_to_tokens(ids[1])[0] == "▁"
+        row = {"id": "r", "instruction": "Is it good?", "input": "", "history": [["What?", "Yes."]]}
+        pieces = [slow.encode(piece) for piece in ("[INST] What? [/INST]", "Yes.", text)]
+        assert Encoder(found, 99).prompt(row, 0) == [1, *pieces[0], *pieces[1], 2, 1, *pieces[2]]
+
+
 def test_bad_folders_are_named(tmp_path):
     native("mistral", tmp_path / "good")
     config = json.loads((tmp_path / "good" / "config.json").read_text())
@@ -200,6 +255,10 @@ def test_bad_folders_are_named(tmp_path):
     def configured(**change):
         return lambda folder: published_layouts.write_json(folder / "config.json", config | change)
 
+    def stopping(ids):
+        path = "generation_config.json"
+        return lambda folder: published_layouts.write_json(folder / path, {"eos_token_id": ids})
+
     for change, message in [
         (without("*"), r"not a model folder \(no config.json\)"),
         (without("model*"), "no weights; expected model.safetensors or"),
@@ -211,6 +270,8 @@ def test_bad_folders_are_named(tmp_path):
         (configured(num_hidden_layers=3), "the weights do not fit MistralForCausalLM: 9 missing"),
         (configured(num_hidden_layers=1), "the weights do not fit MistralForCausalLM: 9 left over"),
         (configured(intermediate_size=40), "of another shape: .*mlp.down_proj.weight"),
+        (stopping([2, 460]), "eos_token_id: 460 is no token of this model"),
+        (stopping("</s>"), "eos_token_id: '</s>' is no token of this model"),
         (configured(vocab_size=100), "the tokenizer has 459 tokens, the model only 100 embeddings"),
     ]:
         with pytest.raises(UserError, match=message):

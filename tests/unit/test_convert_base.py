@@ -1,15 +1,20 @@
 """Converted Baichuan2 and ChatGLM3 against plain float64 forwards written from the architectures' descriptions."""
 
+import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import published_layouts
 from published_layouts import SENTENCES
 from rllr.base import convert, finish, published, register, shards, tokenizer
 from rllr.cli import UserError
+from rllr.lm.tokens import Encoder
 
 TEMPLATES = Path(__file__).parents[2] / "config" / "templates"
 FAMILIES = ["baichuan2", "baichuan2-13b", "chatglm3"]
@@ -325,6 +330,67 @@ def test_text_is_segmented_as_sentencepiece_does(converted):
         assert fast.decode(ids) == slow.decode(ids), text
 
 
+WORDS = st.sampled_from(sorted({word for text in SENTENCES for word in text.split()}))
+TEXTS = st.one_of(
+    st.text(st.sampled_from(sorted(set("".join(SENTENCES))))),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.lists(WORDS).map(" ".join),
+    st.tuples(st.sampled_from(" aeo.=\n"), st.integers(1, 12)).map(lambda run: run[0] * run[1]),
+)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "starting anew"])
+@pytest.mark.parametrize("family", ["llama", "baichuan2", "chatglm3"])
+def test_pieces_are_ranked_by_score(tmp_path, family, order):
+    """Not by id: in Baichuan2's model a second block of pieces starts again at the highest scores."""
+    import sentencepiece
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    symbols, path = (published_layouts.SYMBOLS if family == "baichuan2" else []), tmp_path / "tokenizer.model"
+    published_layouts.sentencepiece_model(path, symbols, family != "baichuan2", 64789 if family == "chatglm3" else None)
+    proto = ModelProto.FromString(path.read_bytes())
+    normal = [piece for piece in proto.pieces if piece.type == piece.NORMAL]
+    scores = [piece.score for piece in normal]
+    if order == "shuffled":
+        random.Random(0).shuffle(scores)
+    else:
+        scores = scores[: len(scores) // 2] * 2
+    for piece, score in zip(normal, scores):
+        piece.score = score
+    path.write_bytes(proto.SerializeToString())
+    markers, added = {}, ()
+    if family != "llama":
+        markers, added = convert.FAMILIES[family].markers, convert.FAMILIES[family].added
+    fast = tokenizer.from_sentencepiece(path, {}, markers, added)
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    def check(text):
+        text = text.replace("sop", "soap")  # where ChatGLM3's token stands in plain text: see test_templates
+        ids = fast(text, add_special_tokens=False)["input_ids"]
+        assert ids == slow.encode(text)
+        assert fast.decode(ids) == slow.decode(ids)
+
+    readme = TEMPLATES.parents[1] / "README.md"
+    for text in [*SENTENCES, *readme.read_text(encoding="utf-8").splitlines()]:
+        check(text)
+    settings(max_examples=300, deadline=None)(given(TEXTS)(check))()
+
+
+def test_a_unigram_model_makes_no_control_token_of_text(tmp_path):
+    import sentencepiece
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join([*SENTENCES, "a < b > c / d 0 x 4 1", "</ s> <u nk> <0 x41>"]), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "t"), model_type="unigram", vocab_size=350, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+    )  # fmt: skip
+    slow = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    encoder = Encoder(tokenizer.from_sentencepiece(tmp_path / "t.model", {}), 99)
+    for text in [*SENTENCES, "</s>", "a<s>b</s> <unk>", "<0x41>"]:
+        assert encoder.ids(text) == slow.encode(text)
+
+
 def test_special_tokens(converted):
     from transformers import AutoTokenizer
 
@@ -334,6 +400,8 @@ def test_special_tokens(converted):
     for marker, index in convert.FAMILIES[family].markers.items():
         assert fast(marker, add_special_tokens=False)["input_ids"] == [index]
         assert fast.decode([index], skip_special_tokens=True) == ""
+    stops = json.loads((base / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == ([2, 64795, 64797] if family == "chatglm3" else 2)
     if family == "chatglm3":
         assert fast.convert_ids_to_tokens([64789, 64791, 64793, 64797]) == [
             "[MASK]",

@@ -310,6 +310,40 @@ def test_template_and_response_beyond_the_cutoff_are_an_error(tokenizer):
         Encoder(tokenizer, cutoff=40).prompt({"id": "r", "instruction": "Say which.", "input": "x"}, room=20)
 
 
+def test_sft_trains_every_answer_of_a_dialogue(merged, tokenizer, tmp_path):
+    """What trl's trainer makes of the rows: the mean cross-entropy over all answers and the EOS after each."""
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    from rllr.lm import models
+    from rllr.train import supervised as sft
+
+    row = {"id": "r", "instruction": "Good?", "input": "A film.", "output": "Yes."}
+    rows = [row, row | {"history": [["Hm?", "Not </s> now<|im_end|>."], ["And?", "No."]], "output": "It is."}]
+    encoded = sft.encode(rows, Encoder(tokenizer, 400))
+    answers = [["Yes."], ["Not </s> now<|im_end|>.", "No.", "It is."]]
+    for found, expected in zip(encoded, answers, strict=True):
+        trained = [label for label in found["labels"] if label != -100]
+        assert tokenizer.decode(trained) == "".join(text + "<|im_end|>" for text in expected)
+        assert trained.count(2) == len(expected)
+    arguments = SFTConfig(
+        str(tmp_path), per_device_train_batch_size=2, max_length=None, report_to="none", use_cpu=True, bf16=False,
+        dataloader_pin_memory=False, remove_unused_columns=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = sft.make_trainer(
+        model=models.load_causal(merged, torch.float32), args=arguments, processing_class=tokenizer,
+        train_dataset=Dataset.from_list([*encoded, sft.blank(2)]),
+        peft_config=models.lora_config({"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}, "CAUSAL_LM"),
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=trainer.items(batch)).item()
+    plain, losses = models.load_causal(merged, torch.float32), []
+    for found in encoded:
+        logits = plain(input_ids=torch.tensor([found["input_ids"]])).logits[0].detach().log_softmax(-1)
+        losses += [-logits[i - 1, label].item() for i, label in enumerate(found["labels"]) if label != -100]
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
 # Reward models
 
 
@@ -440,9 +474,27 @@ def test_the_output_layer_gets_no_strided_slice(merged, rows):
 
     model, dense = models.load_causal(merged, torch.float32), []
     model.get_output_embeddings().register_forward_pre_hook(lambda layer, inputs: dense.append(inputs[0]))
-    generate(model, [list(range(3, 12 + row)) for row in range(rows)], -1, 0, 4)
+    generate(model, [list(range(3, 12 + row)) for row in range(rows)], [], 0, 4)
     assert [hidden.shape for hidden in dense] == [(rows, 1, 32)] * 4
     assert all(hidden.is_contiguous() for hidden in dense)
+
+
+def test_any_stop_token_ends_a_response_and_leaves_its_text(merged, tokenizer):
+    from rllr.lm import models
+    from rllr.lm.generation import decoded, generate, stop_ids
+
+    model, prompts = models.load_causal(merged, torch.float32), [[10, 11], [20, 21, 22]]
+    whole = generate(model, prompts, [], 0, 6).responses
+    stop = whole[0][2]  # an ordinary token
+    for listed, expected in ((None, [2]), (stop, [2, stop]), ([stop, 2], [2, stop])):
+        model.generation_config.eos_token_id = listed
+        stops = stop_ids(model, tokenizer)
+        assert stops == expected
+    assert not any(2 in response for response in whole)  # EOS, which decoding would leave out, too
+    ended = generate(model, prompts, stops, 0, 6).responses
+    for response, full in zip(ended, whole, strict=True):
+        assert response == (full[: full.index(stop) + 1] if stop in full else full)
+    assert decoded(tokenizer, ended, stops) == [tokenizer.decode([i for i in ids if i != stop]) for ids in ended]
 
 
 def test_attention_in_fp32_is_exact_but_for_the_last_rounding():

@@ -135,7 +135,7 @@ def sample(backbone, temperature=1.0, batch_size=8, indices=range(8)):
     indices = list(indices)
     numbers = uniforms(3, 0, indices, 6)
     prompts = [PROMPTS[i] for i in indices]
-    return roll_out(backbone, [{"id": str(i)} for i in indices], prompts, numbers, 2, 0, temperature, batch_size)
+    return roll_out(backbone, [{"id": str(i)} for i in indices], prompts, numbers, [2], 0, temperature, batch_size)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -236,6 +236,16 @@ def plain_iteration(trainer, rollout, raw, tau):
     names = list(backbone.trained())
     gradients = torch.autograd.grad(loss, list(backbone.trained().values()))
     return policy.item() / len(flat), value_sum.item() / len(flat), dict(zip(names, gradients))
+
+
+def test_a_stop_token_of_the_base_ends_a_rollout(merged, reward_folders, tokenizer, demo_tasks):
+    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks)
+    assert trainer.stops == [tokenizer.eos_token_id]
+    drawn = trainer.roll_out(rows(), PROMPTS, 0, list(range(8))).responses
+    trainer.backbone.plain.generation_config.eos_token_id = sorted({response[0] for response in drawn})
+    trainer.__post_init__()
+    metrics, samples = trainer.step(rows(), PROMPTS, 0, list(range(8)))
+    assert metrics["length"] == metrics["eos_rate"] == 1 and {sample["response"] for sample in samples} == {""}
 
 
 def test_losses_and_gradients_equal_a_plain_implementation(merged, reward_folders, tokenizer, demo_tasks):

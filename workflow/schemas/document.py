@@ -22,7 +22,9 @@ Unknown keys, wrong types and values out of range are refused before any work st
 - `models/<model>.yaml`: a base model and its own hyperparameters. The section of a stage (`sft_wrat`, `rm_rllr`,
   `rllr_mix`, ...) overrides the section of its kind (`sft`, `reward`, `ppo`).
 - `data/<data>.yaml`: tasks, where their rows come from, and what is made of them.
-- `templates/<template>.jinja`: chat templates.
+- `templates/<template>.jinja`: chat templates. Rendered for training and prediction here, a template may write
+  `{{ cut }}` between texts that are to be tokenised apart; transformers alone knows no such thing and renders nothing.
+  Only templates write control tokens: `</s>` in a row's text is encoded as those four characters.
 
 A run folder (`snakemake --directory runs/x`) may have a `config/` of its own: its `config.yaml` and `stages.yaml` are
 laid over these, its other files take the place of those of the same name.

@@ -22,8 +22,10 @@ def main() -> None:
     from peft import PeftModel
     from transformers import AutoConfig
 
+    from rllr.base import register
     from rllr.lm import models
 
+    register()
     tokenizer = models.load_tokenizer(args.base)
     stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
     model = PeftModel.from_pretrained(models.load_causal(args.base, torch.float32), args.adapter)

@@ -1,6 +1,7 @@
 """Supervised fine-tuning with LoRA on prompt -> response rows (methods sft and sft_wrat).
 
-The loss is the mean over the response tokens of an optimiser batch. A killed run resumes from its newest checkpoint.
+The loss is the mean over the response tokens of an optimiser batch, answers in a row's history included, as published.
+A killed run resumes from its newest checkpoint.
 
     python workflow/scripts/sft.py --config results/tiny/sft_wrat/config.yaml --base results/tiny/base \\
         --data results/data/demo/sft_with_rat_train.jsonl --tasks results/data/demo/tasks.json \\

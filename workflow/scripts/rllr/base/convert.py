@@ -20,6 +20,7 @@ class Family:
     config: Callable  # published config.json (dict) -> config of the target class
     names: dict  # regular expression of a published name -> new name(s), or a function of (tensor, config)
     markers: dict  # special token that the chat template needs -> its published id
+    stops: tuple = ()  # tokens that end an answer beside EOS, where the publisher's code says so and no config does
     added: tuple = ()  # special tokens that the publisher's code appends to the sentencepiece vocabulary, in order
 
 
@@ -69,7 +70,11 @@ def split_rows(*names: str) -> Callable:
 
 
 def normalised_head(tensor, config) -> dict:
-    """Baichuan2's output head scales each row to unit length at every call; here it is done once, in fp32."""
+    """Baichuan2's output head scales each row to unit length at every call; here it is done once, in fp32.
+
+    Stored in the checkpoint's dtype (bf16: the logits are off by 0.17% of their size). fp32 would be lost at once: a
+    run loads all weights in its own precision, and the merged model is stored in the checkpoint's.
+    """
     import torch
 
     rows = [torch.nn.functional.normalize(rows.float()).to(tensor.dtype) for rows in tensor.split(8192)]
@@ -140,13 +145,14 @@ CHATGLM3_ADDED = (
     *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
 )
+CHATGLM3_STOPS = ("<|user|>", "<|observation|>")
 CHATGLM3_MARKERS = {"[gMASK]": 64790, "sop": 64792, "<|system|>": 64794, "<|user|>": 64795, "<|assistant|>": 64796}
 
 
 FAMILIES = {
     "baichuan2": Family("baichuan", baichuan2_llama, BAICHUAN2, BAICHUAN2_MARKERS),
     "baichuan2-13b": Family("baichuan", baichuan2_alibi, BAICHUAN2, BAICHUAN2_MARKERS),
-    "chatglm3": Family("chatglm", chatglm3_glm, CHATGLM3, CHATGLM3_MARKERS, CHATGLM3_ADDED),
+    "chatglm3": Family("chatglm", chatglm3_glm, CHATGLM3, CHATGLM3_MARKERS, CHATGLM3_STOPS, CHATGLM3_ADDED),
 }
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rllr.base.published import stop_ids
 from rllr.cli import UserError
 
 
@@ -25,14 +26,29 @@ def choose_pad(tokenizer, wanted: str | None) -> str:
     )
 
 
+def prefix_every_text(tokenizer) -> None:
+    """Let a sentencepiece-like tokenizer put its space before the text after a special token, too.
+
+    The published engine tokenises each text between special tokens on its own: `<s>[INST]` is `<s>`, `▁[`, `INST`. A
+    tokenizer.json whose Metaspace says `first` (newer conversions, Mistral's among them) gives `[` there.
+    """
+    from tokenizers.pre_tokenizers import Metaspace
+
+    found = tokenizer.backend_tokenizer.pre_tokenizer
+    if isinstance(found, Metaspace) and found.prepend_scheme == "first":
+        found.prepend_scheme = "always"
+        tokenizer.backend_tokenizer.pre_tokenizer = found
+
+
 def finish(folder: Path, pad: str | None, template: str | None) -> None:
     """Settle the tokenizer, its chat template (None: its own), and the special ids of model and generation config.
 
-    The generation config holds those ids and nothing else: what a published one adds (temperature, top_k, ...) would
-    enter sampling behind the recipe's back.
+    The generation config holds those ids, other tokens that end an answer among them (a list of EOS ids), and nothing
+    else: what a published one adds (temperature, top_k, ...) would enter sampling behind the recipe's back.
 
     Raises:
-        UserError: no end-of-sequence token, no usable pad token, no template, or more tokens than embeddings.
+        UserError: no end-of-sequence token, no usable pad token, no template, more tokens than embeddings, or a stop
+            token that is none of them.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -43,6 +59,7 @@ def finish(folder: Path, pad: str | None, template: str | None) -> None:
     if template is not None:
         # A text file ends in a newline; the prompt must not.
         tokenizer.chat_template = template.removesuffix("\n")
+        prefix_every_text(tokenizer)
     if not tokenizer.chat_template:
         raise UserError("template: tokenizer: this tokenizer has none of its own; name one of config/templates")
     tokenizer.save_pretrained(folder)
@@ -53,7 +70,12 @@ def finish(folder: Path, pad: str | None, template: str | None) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config.update(ids)
     config.save_pretrained(folder)
-    GenerationConfig(**ids).save_pretrained(folder)
+    # Not pad, were it published as one: reward heads take the last token that is not pad for a response's end.
+    others = [stop for stop in stop_ids(folder) if stop not in (ids["eos_token_id"], ids["pad_token_id"])]
+    if strange := [stop for stop in others if stop not in range(config.vocab_size)]:
+        raise UserError(f"generation_config.json: eos_token_id: {strange[0]!r} is no token of this model")
+    stops = {"eos_token_id": [ids["eos_token_id"], *others]} if others else {}
+    GenerationConfig(**ids | stops).save_pretrained(folder)
 
 
 def check(folder: Path) -> dict:

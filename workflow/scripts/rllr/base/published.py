@@ -5,8 +5,10 @@ from pathlib import Path
 
 from rllr.base import convert, shards, tokenizer
 from rllr.cli import UserError
-from rllr.files import read_json
+from rllr.files import read_json, write_json
 from rllr.lm.budget import check_disk
+
+GENERATION = "generation_config.json"
 
 
 def link_or_convert(source: Path, family: str | None, folder: Path) -> None:
@@ -27,6 +29,7 @@ def link_or_convert(source: Path, family: str | None, folder: Path) -> None:
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: not a model folder (no config.json)")
     files = shards.find(source)
+    stops = stop_ids(source)
     if family is not None:
         spec = convert.FAMILIES[family]
         check_disk(folder, shards.size(files), "converted weights")
@@ -34,6 +37,7 @@ def link_or_convert(source: Path, family: str | None, folder: Path) -> None:
         special = tokenizer.published_settings(source)
         converted = tokenizer.from_sentencepiece(source / "tokenizer.model", special, spec.markers, spec.added)
         converted.save_pretrained(folder)
+        write_json(folder / GENERATION, {"eos_token_id": [*stops, *converted.convert_tokens_to_ids(list(spec.stops))]})
         return
     check_native(source)
     if files[0].suffix == ".safetensors":
@@ -46,7 +50,15 @@ def link_or_convert(source: Path, family: str | None, folder: Path) -> None:
         check_disk(folder, shards.size(files), "weights as safetensors")
         shards.rewrite(files, folder, lambda name, tensor: {name: tensor})
     shutil.copyfile(source / "config.json", folder / "config.json")
+    write_json(folder / GENERATION, {"eos_token_id": stops})
     tokenizer.load(source).save_pretrained(folder)
+
+
+def stop_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer according to a model folder's generation config; none where it says nothing."""
+    path = folder / GENERATION
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def check_native(source: Path) -> None:

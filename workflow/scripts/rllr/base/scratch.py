@@ -64,6 +64,7 @@ def build(base: dict, data: Path | str, folder: Path) -> None:
         num_attention_heads=base["heads"],
         num_key_value_heads=base["kv_heads"],
         max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(base["seed"])
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)

@@ -62,12 +62,18 @@ def from_sentencepiece(path: Path, special: dict[str, str], markers: dict[str, i
     names = [piece.piece for piece in pieces]
     unknown = proto.trainer_spec.unk_id
     if proto.trainer_spec.model_type == proto.trainer_spec.BPE:
-        # The added tokens stand in the vocabulary, but no merge leads to them: text never becomes one by accident.
-        merges = generate_merges({name: index for index, name in enumerate(names)})
         vocabulary = {name: index for index, name in enumerate([*names, *added])}
+        # As sentencepiece ranks them: by score, which need not fall with the id (Baichuan2's starts anew at 99968), and
+        # over normal pieces alone, so that no text merges into a control token. Among pieces of one score it takes the
+        # leftmost in the text; a rank cannot say that, but longer left parts first is the same for runs of a character.
+        normal = {piece.piece: piece.score for piece in pieces if piece.type == kind.NORMAL}
+        merges = generate_merges(vocabulary, normal, skip_tokens=vocabulary.keys() - normal.keys())
         model = models.BPE(vocabulary, merges, unk_token=names[unknown], fuse_unk=True, byte_fallback=True)
     else:
-        scored = [(piece.piece, piece.score) for piece in pieces] + [(name, -100.0) for name in added]
+        # Text never becomes a control token: none is likelier than the same text in pieces.
+        plain, never = (kind.NORMAL, kind.USER_DEFINED), -1e4
+        scored = [(piece.piece, piece.score if piece.type in plain else never) for piece in pieces]
+        scored += [(name, never) for name in added]
         model = models.Unigram(scored, unk_id=unknown, byte_fallback=proto.trainer_spec.byte_fallback)
 
     tokenizer = Tokenizer(model)

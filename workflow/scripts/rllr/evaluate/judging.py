@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from rllr import cli
+from rllr.base.published import stop_ids
 from rllr.evaluate.quality import statistics
 from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
 from rllr.lm import models, rewards
+from rllr.lm.generation import decoded
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
 from rllr.predict.validation_samples import SAMPLES
@@ -27,6 +29,7 @@ def judge(
     encoder = Encoder(tokenizer, config.cutoff)
     prompts = {row["id"]: encoder.prompt(row, room=config.max_new_tokens) for row in rows}
     known = {row["id"]: row for row in rows}
+    stops = [tokenizer.eos_token_id, *stop_ids(base)]
     with stage_lock(out.parent):
         model = rewards.load_reward(base, reward, kind, config.attention)
         lines, found = [], {}
@@ -37,7 +40,7 @@ def judge(
             values = rewards.scores(
                 model, tokenizer, [prompts[name] for name, _ in flat], [r for _, r in flat], config.batch_size, kind
             )
-            texts = tokenizer.batch_decode([r for _, r in flat], skip_special_tokens=True)
+            texts = decoded(tokenizer, [r for _, r in flat], stops)
             own = []
             for (name, _), text, value in zip(flat, texts, values, strict=True):
                 row, task = known[name], tasks[known[name]["task"]]

@@ -1,6 +1,7 @@
 """Decoding: greedy for prediction, sampling for rollouts. One loop, so both stop, pad and cut alike."""
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ class Generated:
     """Responses to B prompts, in the order of the prompts.
 
     Attributes:
-        responses: B lists of token ids, the EOS included where it was given.
+        responses: B lists of token ids, the stop token included where one was given.
         logprobs: B lists, log-probability of each token under the distribution it was drawn from.
         entropies: B lists, entropy of that distribution in nats.
     """
@@ -65,11 +66,24 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
+def stop_ids(model, tokenizer) -> list[int]:
+    """The tokens that end a response: EOS, and those of the base model's generation config (`<|user|>` of ChatGLM3)."""
+    published = model.generation_config.eos_token_id
+    listed = published if isinstance(published, list) else [] if published is None else [published]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
+
+
+def decoded(tokenizer, responses: list[list[int]], stops: Collection[int]) -> list[str]:
+    """The responses' texts, without special tokens and without the stop token, which need not be a special one."""
+    ended = [response[:-1] if response and response[-1] in stops else response for response in responses]
+    return tokenizer.batch_decode(ended, skip_special_tokens=True)
+
+
 @torch.no_grad()
 def generate(
     model,
     prompts: list[list[int]],
-    eos: int,
+    stops: Collection[int],
     pad: int,
     max_new_tokens: int,
     uniforms: torch.Tensor | None = None,
@@ -80,6 +94,7 @@ def generate(
     Args:
         model: a causal language model (PEFT or plain) in eval mode.
         prompts: B lists of token ids.
+        stops: tokens of which any ends a response.
         uniforms: (B, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
     """
     device = next(model.parameters()).device
@@ -88,7 +103,7 @@ def generate(
     ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     result = Generated([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
-    alive = torch.arange(len(prompts))
+    alive, ends = torch.arange(len(prompts)), torch.tensor(list(stops), device=device)
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     # The last position by its index: the slice that a plain 1 stands for is not contiguous, and for that PyTorch's
     # product on a CPU copies the output layer once for every row (1.8 GB in bf16 for 32 rows of the demo's model).
@@ -113,7 +128,7 @@ def generate(
             result.responses[row].append(token)
             result.logprobs[row].append(logprob)
             result.entropies[row].append(entropy)
-        running = (tokens != eos).nonzero()[:, 0]
+        running = torch.isin(tokens, ends, invert=True).nonzero()[:, 0]
         if not len(running):
             break
         ids, positions = tokens[:, None], positions[:, -1:] + 1

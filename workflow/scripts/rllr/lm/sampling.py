@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rllr.lm import models
-from rllr.lm.generation import generate
+from rllr.lm.generation import generate, stop_ids
 
 
 def uniforms(seed: int, ids: list[str], samples: int, length: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def respond(
             result = generate(
                 model,
                 [prompts[i] for i in batch],
-                tokenizer.eos_token_id,
+                stop_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 max_new_tokens,
                 drawn,

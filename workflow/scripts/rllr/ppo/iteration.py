@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from rllr import ranks
 from rllr.cli import UserError
+from rllr.lm.generation import decoded, stop_ids
 from rllr.ppo.advantages import AdaptiveKL, gae, token_rewards, whiten
 from rllr.ppo.backbone import Backbone, Sequences
 from rllr.ppo.losses import explained_variance, policy_loss, value_loss
@@ -99,6 +100,7 @@ class Trainer:
                 f"x {ranks.world()} processes"
             )
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
+        self.stops = stop_ids(self.backbone.plain, self.tokenizer)
         self.parameters = list(self.backbone.trained().values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         # fp16 gradients underflow without loss scaling; a no-op in bf16 and fp32.
@@ -136,10 +138,10 @@ class Trainer:
 
     def roll_out(self, rows: list[dict], prompts: list[list[int]], epoch: int, indices: list[int]) -> Rollout:
         """Sample responses; the result is sorted by length, longest first, so that later passes pad little."""
-        config, tokenizer = self.config, self.tokenizer
+        config = self.config
         numbers = uniforms(config.seed, epoch, indices, config.max_new_tokens)
         rollout = roll_out(
-            self.backbone, rows, prompts, numbers, tokenizer.eos_token_id, tokenizer.pad_token_id,
+            self.backbone, rows, prompts, numbers, self.stops, self.tokenizer.pad_token_id,
             config.temperature, config.rollout_batch_size,
         )  # fmt: skip
         for row, logprobs in zip(rows, rollout.logprobs):
@@ -152,11 +154,11 @@ class Trainer:
 
     def score(self, rollout: Rollout) -> tuple[list[str], dict[str, torch.Tensor], torch.Tensor]:
         """Texts, raw rewards by kind (each (B,)), and the scores (B,) after cap, sum and normalisation."""
-        texts = self.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
+        answers = decoded(self.tokenizer, rollout.responses, self.stops)
         raw = {}
         for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
             if role == "gold":
-                right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(texts, rollout.rows)]
+                right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(answers, rollout.rows)]
                 scale = self.rewards.threshold if self.rewards.rationale else 1.0
                 raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
             elif role:
@@ -169,7 +171,7 @@ class Trainer:
         if self.config.score_norm:
             self.moments.update(torch.tensor(ranks.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
-        return texts, raw, scores
+        return answers, raw, scores
 
     # 3. advantages
 
@@ -333,7 +335,7 @@ class Trainer:
                     "correct": is_correct(text, row, tasks[row["task"]]),
                     "unparsed": read_label(text, tasks[row["task"]]) is None,
                     "length": len(response),
-                    "eos": response[-1] == self.tokenizer.eos_token_id,
+                    "eos": response[-1] in self.stops,
                     "entropy": sum(entropies) / len(entropies),
                 }
                 for i, (row, text, response, entropies, score) in enumerate(

@@ -1,5 +1,6 @@
 """Phase 1: sample responses to a batch of prompts from the policy."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ class Rollout:
 
     Attributes:
         rows: the prompts' data rows.
-        prompts, responses: B lists of token ids; a response ends with EOS unless it ran out of room.
+        prompts, responses: B lists of token ids; a response ends with a stop token unless it ran out of room.
         logprobs: B lists, log-probability of each token under the distribution it was sampled from ("old").
         entropies: B lists, entropy of that distribution in nats.
     """
@@ -43,7 +44,7 @@ def roll_out(
     rows: list[dict],
     prompts: list[list[int]],
     numbers: torch.Tensor,
-    eos: int,
+    stops: Collection[int],
     pad: int,
     temperature: float,
     batch_size: int,
@@ -61,7 +62,7 @@ def roll_out(
         batch = order[start : start + batch_size]
         with models.autocast(backbone.kind):
             result = generate(
-                backbone.model, [prompts[i] for i in batch], eos, pad, numbers.shape[1], numbers[batch], temperature
+                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1], numbers[batch], temperature
             )
         for place, i in enumerate(batch):
             rollout.responses[i] = result.responses[place]

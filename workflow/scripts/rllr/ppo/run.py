@@ -15,6 +15,7 @@ from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
 from rllr.lm import budget, models, sampling
+from rllr.lm.generation import decoded
 from rllr.lm.tokens import Encoder
 from rllr.methods import METHODS
 from rllr.ppo.backbone import Backbone
@@ -176,8 +177,7 @@ class Run:
             backbone.model, tokenizer, self.validation_prompts, config.rollout_batch_size, config.max_new_tokens,
             backbone.kind,
         ):  # fmt: skip
-            texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-            for i, text in zip(indices, texts, strict=True):
+            for i, text in zip(indices, decoded(tokenizer, responses, self.trainer.stops), strict=True):
                 row = self.validation[i]
                 right += bool(is_correct(text, row, self.tasks[row["task"]]))
         return right / len(self.validation)

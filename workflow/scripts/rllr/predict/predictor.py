@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rllr.lm import models, rewards, sampling
+from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
 
@@ -33,7 +34,7 @@ class Predictor:
                 self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind
             )
         for indices, responses in batches:
-            yield indices, self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+            yield indices, decoded(self.tokenizer, responses, stop_ids(self.model, self.tokenizer))
 
     def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]]]]:
         """The sample with the highest reward of each prompt (the first among equals)."""

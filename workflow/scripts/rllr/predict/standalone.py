@@ -87,7 +87,11 @@ def card(config: dict, predict: dict, metrics: dict, used: dict, origin: dict, m
             '    model = AutoModelForCausalLM.from_pretrained("<this folder>")',
             '    turn = {"role": "user", "content": "<instruction>\\n<text>"}',
             "    ids = tokenizer.apply_chat_template(",
-            '        [turn], add_generation_prompt=True, return_tensors="pt", return_dict=True',
+            "        [turn],",
+            "        add_generation_prompt=True,",
+            "        sanitize_control_tokens=True,  # a control token in the text stays text",
+            '        return_tensors="pt",',
+            "        return_dict=True,",
             "    )",
             f"    answer = model.generate(**ids, max_new_tokens={predict['max_new_tokens']})",
             '    print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
@@ -113,6 +117,7 @@ def export(
 
     from rllr.base import register
     from rllr.lm import models
+    from rllr.lm.generation import stop_ids
 
     register()
     stored = AutoConfig.from_pretrained(base)
@@ -122,7 +127,7 @@ def export(
     # Greedy, as it was measured; the base model's own sampling settings do not apply.
     model.generation_config = GenerationConfig(
         do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=stop_ids(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )

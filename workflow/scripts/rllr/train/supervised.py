@@ -9,25 +9,25 @@ from torch.nn import functional as F
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
 from rllr.lm import budget, models
-from rllr.lm.tokens import Encoder
+from rllr.lm.tokens import IGNORED, Encoder
 from rllr.train.batches import EveryRowOnce
 from rllr.train.trainer import TrainingConfig, train, trainer_arguments
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
-    """Rows -> `input_ids` and `completion_mask` (1 on response tokens, EOS included)."""
+    """Rows -> `input_ids` and `labels` (-100 but on answers and the EOS after each, earlier turns' included)."""
     encoded = []
     for row in rows:
         response = encoder.response(row["output"])
-        prompt = encoder.prompt(row, room=len(response))
-        mask = [0] * len(prompt) + [1] * len(response)
-        encoded.append({"input_ids": prompt + response, "completion_mask": mask, "length": len(mask)})
+        prompt, labels = encoder.dialogue(row, room=len(response))
+        ids = prompt + response
+        encoded.append({"input_ids": ids, "labels": labels + response, "length": len(ids)})
     return encoded
 
 
 def blank(eos: int) -> dict:
     """A row without response tokens: it fills up batches and weighs nothing."""
-    return {"input_ids": [eos, eos], "completion_mask": [0, 0], "length": 2}
+    return {"input_ids": [eos, eos], "labels": [IGNORED, IGNORED], "length": 2}
 
 
 def make_trainer(**arguments):
@@ -36,11 +36,11 @@ def make_trainer(**arguments):
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
         def items(self, batch) -> torch.Tensor:
-            return (batch["labels"][:, 1:] != -100).sum()
+            return (batch["labels"][:, 1:] != IGNORED).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs.pop("labels")
-            rows, places = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+            rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             predicting["positions"] = rows, places
             logits = model(**inputs, use_cache=False).logits  # (N, V), N response tokens
             loss = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="sum") / num_items_in_batch
@@ -81,7 +81,7 @@ def fine_tune(config: TrainingConfig, config_file: Path, base: Path, data: Path,
         set_seed(config.seed)
         trainer = make_trainer(
             model=models.load_causal(base, kind, config.attention),
-            args=SFTConfig(**arguments, completion_only_loss=True, remove_unused_columns=False),
+            args=SFTConfig(**arguments, remove_unused_columns=False),
             train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
             processing_class=tokenizer,
             peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
