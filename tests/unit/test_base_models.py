@@ -487,7 +487,7 @@ TARGETS = {"W_pack": ["q_proj", "k_proj", "v_proj"], "q_proj,v_proj": ["q_proj",
 
 
 def recipes():
-    with open(ROOT / "tests" / "data" / "recipes.csv", newline="") as file:
+    with open(ROOT / "config" / "recipes.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 

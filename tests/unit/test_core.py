@@ -137,17 +137,21 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 
 def test_every_model_resolves_every_stage():
-    from rllr.config import SECTIONS
+    from rllr.methods import SECTIONS
     from rllr.ppo.iteration import PPOConfig
+    from rllr.predict.model_file import PredictConfig
+    from rllr.train.trainer import PreferenceConfig, RewardConfig
+
+    classes = {
+        "sft": TrainingConfig, "reward": RewardConfig, "dpo": PreferenceConfig, "ppo": PPOConfig,
+        "predict": PredictConfig,
+    }  # fmt: skip
 
     defaults = load_yaml(ROOT / "config/stages.yaml")
     for path in sorted((ROOT / "config/models").glob("*.yaml")):
         for stage in SECTIONS:
             resolved = {"model": path.stem, **stage_config(defaults, load_yaml(path), stage, 1, str(path))}
-            if SECTIONS[stage] in ("sft", "reward"):
-                assert set(resolved) == set(TrainingConfig.__dataclass_fields__)
-            elif SECTIONS[stage] == "ppo":
-                assert set(resolved) == set(PPOConfig.__dataclass_fields__)
+            assert set(resolved) == set(classes[SECTIONS[stage]].__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

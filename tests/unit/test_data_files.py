@@ -141,6 +141,7 @@ def test_files_have_their_fields_and_sizes(prepared):
     assert sizes == {
         "sft_train": 200,
         "sft_with_rat_train": 200,
+        "sft_with_rat_all": 250,
         "unsupervised": 200,
         "rllr_reward_train": 400,  # 100 a task: from 50 rows, where a row has two wrong labels
         "label_sensitive_pairs_for_test": 80,

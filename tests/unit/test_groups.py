@@ -115,7 +115,7 @@ def test_a_reward_model_scores_alike_alone_and_in_groups(merged, reward_folders,
     alone = [reward_models.scores(model, tokenizer, [p], [r], 1, torch.float32)[0] for p, r in zip(prompts, responses)]
     assert together == pytest.approx(alone, abs=1e-5)
     for prompt, response, score in zip(prompts, responses, alone):  # the model's own forward pass
-        assert model(input_ids=torch.tensor([prompt + response])).logits.item() == pytest.approx(score, abs=1e-5)
+        assert model.model(input_ids=torch.tensor([prompt + response])).logits.item() == pytest.approx(score, abs=1e-5)
 
 
 def test_a_prompt_read_once_gives_the_samples_of_one_read_for_each():

@@ -233,7 +233,8 @@ def method_reward(wildcards):
 
 # The reward models that the methods of config.yaml read, and the methods on whose samples they are judged: those that
 # read them; the label reward on all that RL trains, since its reliability says something about each of them.
-REPORT_MODELS = [name for name in REWARD_MODELS if any(name in METHODS[m].reward_models for m in config["methods"])]
+ASKED = [METHODS[name] for name in config["methods"] if name in METHODS]  # others are told by check_config
+REPORT_MODELS = [name for name in REWARD_MODELS if any(name in method.reward_models for method in ASKED)]
 
 
 def judged_on(reward_model):
@@ -253,5 +254,6 @@ wildcard_constraints:
     method="|".join(METHODS),
     ppo_method="|".join(trained_by("ppo")),
     sft_method="|".join(trained_by("sft")),
+    dpo_method="|".join(trained_by("dpo")),
     reward_model="|".join(REWARD_MODELS),
     stage="|".join(SECTIONS),

@@ -42,7 +42,7 @@ rule summary:
 # Stages with training curves: the methods that were trained, sft_wrat under PPO, and the reward models.
 REPORT_STAGES = [
     stage
-    for stage in [*trained_by("sft"), *REPORT_MODELS, *trained_by("ppo")]
+    for stage in [*trained_by("sft"), *REPORT_MODELS, *trained_by("dpo"), *trained_by("ppo")]
     if stage in [*config["methods"], *REPORT_MODELS]
     or (stage == "sft_wrat" and any(METHODS[m].start == "sft_wrat" for m in config["methods"]))
 ]

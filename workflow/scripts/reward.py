@@ -16,7 +16,7 @@ from rllr.files import has_rows
 from rllr.methods import REWARD_MODELS
 from rllr.rows import read_pairs
 from rllr.tasks import load_tasks
-from rllr.train.trainer import TrainingConfig
+from rllr.train.trainer import RewardConfig
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared data")
     parser.add_argument("--out", type=Path, required=True, help="stage folder")
     args = parser.parse_args()
-    config = load_stage(TrainingConfig, args.config)
+    config = load_stage(RewardConfig, args.config)
     tasks = load_tasks(args.data / "tasks.json")
     if config.stage not in REWARD_MODELS:
         raise cli.UserError(f"{args.config}: stage: expected one of {', '.join(REWARD_MODELS)}, found {config.stage!r}")

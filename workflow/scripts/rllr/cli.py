@@ -28,6 +28,10 @@ _MACHINE_FAULTS = {
 }
 
 
+# As the operating system, Rust (safetensors) and C++ (torch.save) say it.
+_DISK_FULL = ("No space left on device", "os error 28", "iostream error", "PytorchStreamWriter failed")
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
     """An argument parser whose help is the program's own docstring, examples and all."""
     return argparse.ArgumentParser(
@@ -47,7 +51,7 @@ def machine_fault(error: BaseException) -> str | None:
         if number in _MACHINE_FAULTS:
             where = getattr(seen, "filename", None)
             return f"{where + ': ' if where else ''}{_MACHINE_FAULTS[number]}"
-        if "No space left on device" in str(seen) or "os error 28" in str(seen):
+        if any(words in str(seen) for words in _DISK_FULL):
             return _MACHINE_FAULTS[errno.ENOSPC]
         seen = seen.__cause__ or seen.__context__
     return None

@@ -13,7 +13,8 @@ class Method:
     """How a model that answers is made.
 
     Attributes:
-        section: the program and the section of config/stages.yaml that trains it: sft, ppo; None: nothing is trained.
+        section: the program and the section of config/stages.yaml that trains it: sft, ppo, dpo; None: nothing is
+            trained.
         start: the model that its adapter belongs to, `base` or the merged model of `sft_wrat`.
         data: the data file that it is trained on.
         label_reward, rationale_reward: a reward model, GOLD, or None; PPO adds up both, the label reward capped.
@@ -47,9 +48,14 @@ class RewardModel:
     recipe: str
 
 
+GROUPS = {"samples_per_prompt": 4, "baseline": "leave_one_out"}
+
 METHODS = {
     "sft": Method("sft", "base", "sft_train", "supervised fine-tuning on labels"),
     "sft_wrat": Method("sft", "base", "sft_with_rat_train", "supervised fine-tuning on a rationale and then the label"),
+    "sft_wrat_all": Method(
+        "sft", "base", "sft_with_rat_all", "sft_wrat on every labelled row that SFT or the label reward model saw"
+    ),
     "sft_wrat_bon": Method(
         None, "sft_wrat", None, "sft_wrat, the best of several samples by the label reward model", picked_by="rm_rllr"
     ),
@@ -65,6 +71,17 @@ METHODS = {
         "ppo", "sft_wrat", "unsupervised",
         "sft_wrat, then PPO against a label-sensitive reward, capped, plus a rationale reward (RLLR-mixed)",
         label_reward="rm_rllr", rationale_reward="rm_rlhf",
+    ),
+    "rllr_rloo": Method(
+        "ppo", "sft_wrat", "unsupervised", "RLLR with groups of responses in place of a critic (RLOO)",
+        label_reward="rm_rllr", settings=GROUPS,
+    ),
+    "rllr_mix_rloo": Method(
+        "ppo", "sft_wrat", "unsupervised", "RLLR-mixed with groups of responses in place of a critic (RLOO)",
+        label_reward="rm_rllr", rationale_reward="rm_rlhf", settings=GROUPS,
+    ),
+    "dpo": Method(
+        "dpo", "sft_wrat", "rllr_reward_train", "sft_wrat, then DPO with an SFT term on label-sensitive pairs"
     ),
     "rlvr": Method(
         "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO rewarded for the gold label", label_reward=GOLD

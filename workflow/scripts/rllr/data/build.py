@@ -243,6 +243,8 @@ class Builder:
             emit("sft_train", {"output": respond(None, ask.label), "label": ask.label})
             if gold:
                 emit("sft_with_rat_train", {"output": gold, "label": ask.label})
+        if uses & {"sft", "label_pairs"} and gold:
+            emit("sft_with_rat_all", {"output": gold, "label": ask.label})
         for use in ("unsupervised", "validation", "test"):
             if use in uses:
                 emit(use, prompt_only)

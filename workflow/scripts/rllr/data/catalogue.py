@@ -12,6 +12,7 @@ _LABEL_PAIR = (*_RESPONSE, "rejected_label")
 _FILES = {
     "sft_train": (_RESPONSE, "sft"),
     "sft_with_rat_train": (_RESPONSE, "sft"),
+    "sft_with_rat_all": (_RESPONSE, "sft"),  # with the rows of label_pairs: what SFT or the label reward model sees
     "unsupervised": (_PROMPT, "unsupervised"),
     "rlhf_reward_train": (_RESPONSE, "rationale_pairs"),
     "rllr_reward_train": (_LABEL_PAIR, "label_pairs"),

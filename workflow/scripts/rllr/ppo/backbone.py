@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from rllr.cli import UserError
 from rllr.lm import models
 from rllr.lm.packing import Packed, shares_prompts
+from rllr.lm.rewards import log_likelihood, ratio_beta
 
 
 class Backbone:
@@ -59,9 +59,10 @@ class Backbone:
         self.shared = shares_prompts(self.plain)
         hidden = self.plain.config.get_text_config().hidden_size
         self.heads = torch.nn.ModuleDict()
+        self.betas: dict[str, float] = {}  # reward models that score by their log-ratio
         for role, path in rewards.items():
             self._add_reward(role, path, hidden)
-        if critic and value_from:
+        if critic and value_from and ratio_beta(rewards[value_from]) is None:
             self._add_reward("value", rewards[value_from], hidden)
         elif critic:
             self.model.add_adapter("value", fresh)
@@ -80,15 +81,16 @@ class Backbone:
         self._check_unembedding()
 
     def _add_reward(self, role: str, folder: Path, hidden: int) -> None:
-        """Load a SEQ_CLS reward adapter: its LoRA part through PEFT, its head into a layer of ours.
+        """Load a reward adapter: its LoRA part through PEFT, its head, if it has one, into a layer of ours.
 
         Raises:
             UserError: a tensor is missing, left over or of the wrong shape.
         """
+        beta = ratio_beta(folder)
         config = LoraConfig(**_adapter_config(folder))
         state = load_file(folder / "adapter_model.safetensors")
         score = state.pop("base_model.model.score.weight", None)
-        if score is None or tuple(score.shape) != (1, hidden):
+        if beta is None and (score is None or tuple(score.shape) != (1, hidden)):
             raise UserError(f"{folder}: no score head of shape (1, {hidden}) in adapter_model.safetensors")
         self.model.add_adapter(role, config)
         result = set_peft_model_state_dict(self.model, state, adapter_name=role)
@@ -97,6 +99,9 @@ class Backbone:
             raise UserError(
                 f"{folder}: does not fit the backbone: missing {missing}, left over {result.unexpected_keys}"
             )
+        if beta is not None:
+            self.betas[role] = beta
+            return
         self.heads[role] = models.Fp32Head(hidden, 1, bias=False)
         self.heads[role].weight.data.copy_(score)
 
@@ -136,18 +141,17 @@ class Backbone:
         """(N, R) fp32 log-probabilities of the response tokens, 0 on padding; logits at those positions only."""
         self.use(adapter)
         with models.autocast(self.kind):
-            hidden = self.hidden(**batch.inputs())
-            rows = batch.group.expand_as(batch.kept)[batch.kept]
-            logits = self.unembed(hidden[rows, batch.predicts[batch.kept]])
-        losses = F.cross_entropy(logits.float() / temperature, batch.tokens[batch.kept], reduction="none")
-        return torch.zeros(batch.kept.shape, device=self.device).masked_scatter(batch.kept, -losses)
+            return log_likelihood(self.hidden(**batch.inputs()), self.unembed, batch, temperature)
 
     def values(self, batch: Packed) -> torch.Tensor:
         """(N, R) fp32 value of the state before each response token, 0 on padding."""
         return self._head_at("value", batch, batch.predicts) * batch.kept
 
     def scores(self, role: str, batch: Packed) -> torch.Tensor:
-        """(N,) fp32 reward: the head's output at the last response token, EOS included."""
+        """(N,) fp32 reward: the head's output at the last response token, EOS included; or the adapter's log-ratio."""
+        if role in self.betas:
+            ratio = self.logprobs(role, batch, 1.0) - self.logprobs(None, batch, 1.0)
+            return self.betas[role] * ratio.sum(1)
         return self._head_at(role, batch, batch.last())[:, 0]
 
     def _head_at(self, role: str, batch: Packed, columns: torch.Tensor) -> torch.Tensor:

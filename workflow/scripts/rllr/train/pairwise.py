@@ -1,46 +1,21 @@
 """Reward models: pairs to token ids, the pairwise loss of the recipe, training, evaluation on held-out pairs."""
 
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import trl
 from torch.nn import functional as F
 
-from rllr import checkpoints, cli, ranks
-from rllr.files import stage_lock, write_json, write_jsonl
-from rllr.lm import budget, models, rewards
+from rllr import cli, ranks
+from rllr.files import write_json, write_jsonl
+from rllr.lm import models, rewards
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
+from rllr.train import preference
 from rllr.train.batches import EveryRowOnce
-from rllr.train.trainer import TrainingConfig, train, trainer_arguments
-
-
-def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
-    """Pairs -> `prompt_ids`, which leave room for the longer side, and the responses `chosen_ids`, `rejected_ids`."""
-    encoded = []
-    for row in rows:
-        chosen, rejected = (encoder.response(text) for text in row["output"])
-        prompt = encoder.prompt(row, room=max(len(chosen), len(rejected)))
-        ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        encoded.append({**ids, "length": len(prompt) + len(chosen) + len(rejected)})
-    return encoded
-
-
-def blank(eos: int) -> dict:
-    """A pair of equal sides: it fills up batches and weighs nothing."""
-    return {"prompt_ids": [eos], "chosen_ids": [eos], "rejected_ids": [eos], "length": 3}
-
-
-def both_sides(rows: list[dict]) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and responses of encoded pairs: chosen, rejected, chosen, ..."""
-    prompts = [row["prompt_ids"] for row in rows for _ in range(2)]
-    return prompts, [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
-
-
-def differing(tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """(B, R) where the two sides of a pair differ; both (2B, R), chosen and rejected in turn."""
-    return (tokens[::2] != tokens[1::2]) & (kept[::2] | kept[1::2]) | (kept[::2] != kept[1::2])
+from rllr.train.pairs import both_sides, differing, encode, pairs_stage
+from rllr.train.trainer import RewardConfig, train
 
 
 def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -72,8 +47,6 @@ def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
 
     The two sides of a pair share their prompt in one pass, where the architecture allows it.
     """
-    from trl import RewardTrainer
-
     shared = shares_prompts(model)
     cli.log(f"prompts of pairs: {'computed once for both sides' if shared else 'computed for each side (ALiBi)'}")
 
@@ -81,7 +54,7 @@ def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
         batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
         return {**batch.inputs(), **{name: getattr(batch, name) for name in ("group", "places", "tokens", "kept")}}
 
-    class PairTrainer(EveryRowOnce, RewardTrainer):
+    class PairTrainer(EveryRowOnce, trl.RewardTrainer):
         def items(self, batch) -> torch.Tensor:
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
@@ -109,13 +82,13 @@ def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
 
 
 def evaluate(
-    model, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, kind: torch.dtype
+    reward: rewards.Reward, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, kind: torch.dtype
 ) -> tuple[dict, list[dict]]:
     """metrics.json and the scores behind it."""
     metrics, scored = {}, []
     for name, rows in rows_of.items():
         prompts, responses = both_sides(encode(rows, encoder))
-        values = rewards.scores(model, encoder.tokenizer, prompts, responses, batch_size, kind, f"scoring {name}")
+        values = rewards.scores(reward, encoder.tokenizer, prompts, responses, batch_size, kind, f"scoring {name}")
         sides = torch.tensor(values[::2]), torch.tensor(values[1::2])
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
@@ -146,53 +119,36 @@ def pair_metrics(rows: list[dict], chosen: torch.Tensor, rejected: torch.Tensor)
 
 
 def train_reward_model(
-    config: TrainingConfig, config_file: Path, base: Path, train_file: Path, rows: list[dict], held_out: dict, out: Path
+    config: RewardConfig, config_file: Path, base: Path, train_file: Path, rows: list[dict], held_out: dict, out: Path
 ) -> None:
     """The run of one reward model: training, its evaluation, and the files of both in `out`.
 
     Args:
         base: folder of the merged sft_wrat model. rows: the pairs of `train_file`. held_out: set -> its pairs.
     """
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import RewardConfig
-
-    ranks.start()
-    with stage_lock(out):
-        folder = out / "checkpoints"
-        kind = models.dtype(config.precision)
-        tokenizer = models.load_tokenizer(base)
-        encoder = Encoder(tokenizer, config.cutoff)
-        encoded = encode(rows, encoder)
-        lengths = [
-            len(row["prompt_ids"]) + len(row[side]) for row in encoded for side in ("chosen_ids", "rejected_ids")
-        ]
-        encoder.report(str(train_file), lengths)
-        budget.check(base, asdict(config), "reward", int(config.epochs * sum(lengths)), out)
-        inputs = [config_file, base, train_file]
-        checkpoints.prepare(folder, inputs)
-
-        arguments = trainer_arguments(config, len(encoded), folder, kind)
-        set_seed(config.seed)
-        trainer = make_trainer(
-            models.load_scorer(base, kind, config.attention, training=True),
-            tokenizer.pad_token_id,
-            kind,
-            args=RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
-            train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
-            processing_class=tokenizer,
-            peft_config=models.lora_config(config.lora, "SEQ_CLS"),
-        )
+    with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
+        kind, tokenizer, beta = stage.kind, stage.tokenizer, config.beta if config.score == "log_ratio" else None
+        if beta is None:
+            trainer = make_trainer(
+                models.load_scorer(base, kind, config.attention, training=True), tokenizer.pad_token_id, kind,
+                args=trl.RewardConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
+                train_dataset=stage.dataset(), processing_class=tokenizer,
+                peft_config=models.lora_config(config.lora, "SEQ_CLS"),
+            )  # fmt: skip
+        else:
+            trainer = preference.trainer_of(stage, config, beta, sft_weight=0.0)
         models.cast_weights_not_activations(trainer.model)
         models.describe(trainer.model, kind)
-        train(trainer, folder, out)
-
-        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        train(trainer, stage.folder, out)
+        if beta is not None:
+            trainer.responses_only.remove()
+        reward = rewards.Reward(trainer.accelerator.unwrap_model(trainer.model).eval(), beta)
         # Without gradients: more rows fit than in training.
         batch_size = 8 * config.micro_batch_size
-        metrics, scored = evaluate(model, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
+        metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
         if ranks.rank() == 0:
+            if beta is not None:
+                write_json(out / "adapter" / rewards.SCORE, {"beta": beta})
             write_jsonl(out / "pair_scores.jsonl", scored)
             write_json(out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})
         cli.log(f"pair accuracy {metrics['pair_accuracy']:.3f}, mean margin {metrics['mean_margin']:.2f}")
-        checkpoints.finish(folder, inputs)

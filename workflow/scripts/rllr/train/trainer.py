@@ -33,6 +33,22 @@ class TrainingConfig:
     lora: dict
 
 
+@dataclass
+class RewardConfig(TrainingConfig):
+    """The resolved config of a reward model."""
+
+    score: str  # head | log_ratio
+    beta: float  # scale of the log-ratio
+
+
+@dataclass
+class PreferenceConfig(TrainingConfig):
+    """The resolved config of DPO."""
+
+    beta: float
+    sft_weight: float
+
+
 def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
     """Forward passes per optimiser step and device.
 
@@ -47,7 +63,7 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
 
 
 def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
-    """Arguments of trl's SFTConfig and RewardConfig alike; logs the batch arithmetic."""
+    """Arguments of trl's SFTConfig, RewardConfig and DPOConfig alike; logs the batch arithmetic."""
     import torch
 
     if torch.cuda.device_count() > 1 and ranks.world() == 1:

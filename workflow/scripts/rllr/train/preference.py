@@ -1,0 +1,108 @@
+"""Preference over pairs by log-ratio: DPO's policy, and reward models that score by their log-ratio.
+
+loss = -log sigmoid(beta * (ratio of chosen - ratio of rejected)) + sft_weight * mean negative log-likelihood per token
+of the chosen side, with ratio = log pi(response) - log pi_merged(response) (Rafailov et al. 2023, eq. 7). Without the
+SFT term the chosen side's likelihood falls, too: enough for a reward, while a policy loses its form.
+"""
+
+from pathlib import Path
+
+import torch
+import trl
+from torch.nn import functional as F
+
+from rllr.lm import models, rewards
+from rllr.lm.packing import Packed, shares_prompts
+from rllr.train.batches import EveryRowOnce
+from rllr.train.pairs import PairsStage, both_sides, differing, pairs_stage
+from rllr.train.trainer import PreferenceConfig, TrainingConfig, train
+
+
+def preference_loss(
+    logprobs: torch.Tensor, merged: torch.Tensor, kept: torch.Tensor, beta: float, sft_weight: float
+) -> torch.Tensor:
+    """(B,) losses of pairs.
+
+    Args:
+        logprobs, kept: (2B, R), chosen and rejected in turn. merged: (2B,) log-likelihoods under the merged model.
+    """
+    ratio = logprobs.sum(1) - merged
+    losses = -F.logsigmoid(beta * (ratio[::2] - ratio[1::2]))
+    return losses - sft_weight * logprobs[::2].sum(1) / kept[::2].sum(1)
+
+
+def add_reference(encoded: list[dict], model, tokenizer, batch_size: int, kind: torch.dtype) -> None:
+    """Give encoded pairs the log-likelihoods of both sides under the merged model, as `reference`."""
+    plain, trunk = rewards.trunk_of(model)
+    unembed = plain.get_output_embeddings()
+
+    def likelihood(batch: Packed) -> torch.Tensor:
+        hidden = trunk(**batch.inputs(), use_cache=False).last_hidden_state
+        return rewards.log_likelihood(hidden, unembed, batch).sum(1)
+
+    values = rewards.in_batches(likelihood, model, tokenizer, *both_sides(encoded), batch_size, kind, "reference")
+    for row, reference in zip(encoded, zip(values[::2], values[1::2]), strict=True):
+        row["reference"] = list(reference)
+
+
+def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
+    """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
+    shared = shares_prompts(model)
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
+        reference = torch.tensor([value for row in rows for value in row["reference"]])
+        own = {name: getattr(batch, name) for name in ("group", "predicts", "places", "tokens", "kept")}
+        return {**batch.inputs(), **own, "reference": reference}
+
+    class PreferenceTrainer(EveryRowOnce, trl.DPOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset  # token ids already
+
+        def items(self, batch) -> torch.Tensor:
+            return differing(batch["tokens"], batch["kept"]).any(1).sum()
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            names = ("group", "predicts", "tokens", "kept", "reference", "places")
+            group, predicts, tokens, kept, reference, _ = (inputs.pop(name) for name in names)
+            predicting["positions"] = group.expand_as(kept)[kept], predicts[kept]
+            logits = model(**inputs, use_cache=False).logits  # (all response tokens, V)
+            found = -F.cross_entropy(logits.float(), tokens[kept], reduction="none")
+            logprobs = torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found)
+            real = differing(tokens, kept).any(1)
+            ratio = (logprobs.sum(1) - reference).detach()
+            right = ((ratio[::2] > ratio[1::2]) & real).sum() / real.sum().clamp(min=1)
+            self._metrics["train"]["pair_accuracy"].append(right.item())
+            losses = preference_loss(logprobs, reference, kept, beta, sft_weight) * real
+            return losses.sum() / num_items_in_batch * self.accelerator.num_processes
+
+    # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
+    predicting = {}
+    trainer = PreferenceTrainer(model=model, data_collator=collate, **arguments)
+    unembed = trainer.accelerator.unwrap_model(trainer.model).get_base_model().get_output_embeddings()
+    hook = unembed.register_forward_pre_hook(lambda module, args: (args[0][predicting["positions"]],))
+    trainer.responses_only = hook  # to be removed before the model is used for anything else
+    return trainer
+
+
+def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float, sft_weight: float):
+    """A trainer on the stage's pairs, with the merged model's log-likelihoods computed once, beforehand."""
+    model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
+    add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
+    return make_trainer(
+        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight,
+        args=trl.DPOConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
+        train_dataset=stage.dataset(), processing_class=stage.tokenizer,
+        peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
+    )  # fmt: skip
+
+
+def train_preference(
+    config: PreferenceConfig, config_file: Path, base: Path, train_file: Path, rows: list[dict], out: Path
+) -> None:
+    """The run of a DPO stage; writes adapter/ and train_log.jsonl into `out`."""
+    with pairs_stage(config, config_file, base, train_file, rows, out, "dpo") as stage:
+        trainer = trainer_of(stage, config, config.beta, config.sft_weight)
+        models.cast_weights_not_activations(trainer.model)
+        models.describe(trainer.model, stage.kind)
+        train(trainer, stage.folder, out)
