@@ -54,7 +54,10 @@ def write_run(folder: Path, shares: dict[str, float], seed: int = 0) -> Path:
         names = {"model": "m", "method": method, "data": "small"}
         write_json(folder / "m" / method / "metrics.json", {**names, **method_metrics(lines, tasks)})
         used = {"config": None, "base": None, "adapter": None, "reward": None}
-        write_json(folder / "m" / method / "model.json", {**used, "tasks": dump_tasks(tasks), "instructions": {}})
+        write_json(
+            folder / "m" / method / "model.json",
+            {**used, "tasks": dump_tasks(tasks), "instructions": {}, "max_new_tokens": 9},
+        )
         (folder / "m" / method / "config.yaml").write_text(f"seed: {seed}\nlearning_rate: 1.0e-4\n")
     return folder
 
@@ -77,6 +80,27 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     head, *body = [line.split("\t") for line in tsv({"": rows}).splitlines()]
     assert head[:6] == ["model", "method", "n", "unparsed", "reviews", "mean"] and len(body) == 3
     assert all(len(line) == len(head) for line in body) and body[2][:4] == ["m", "rllr", "200", "1"]
+
+
+def test_nothing_is_concluded_from_a_method_that_is_mostly_unparsed(tmp_path):
+    run = write_run(tmp_path / "run", {"sft_wrat": 0.6, "rlhf": 0.7, "rllr": 0.9})
+    lines = [{**line, "prediction": None} if i % 3 else line for i, line in enumerate(predictions(0.6, 0))]
+    write_jsonl(run / "m/sft_wrat/predictions.jsonl", lines)
+    names = {"model": "m", "method": "sft_wrat", "data": "small"}
+    tasks = {"reviews": TASKS["reviews"]}
+    write_json(run / "m/sft_wrat/metrics.json", {**names, **method_metrics(lines, tasks)})
+    rows = {row["method"]: row for row in table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])}
+    assert rows["sft_wrat"]["score"] is None and rows["sft_wrat"]["versus"] == {}
+    assert list(rows["rllr"]["versus"]) == ["rlhf"]  # of the baselines, the one that answers
+    text = markdown(tables(list(rows.values())))
+    assert "vs rlhf" in text and "vs sft_wrat" not in text
+    unread = sum(line["prediction"] is None for line in lines)
+    assert f"sft_wrat: {unread} of 200 answers have no readable label, most of those to reviews" in text
+    assert "An unparsed answer counts as wrong" in text
+    several = markdown(spread([list(rows.values())] * 2))
+    assert f"sft_wrat: {2 * unread} of 400 answers" in several and "| sft_wrat | 2 |" in several
+    line = next(line for line in several.splitlines() if line.startswith("| sft_wrat"))
+    assert [cell.strip() for cell in line.split("|")[4:6]] == ["–", "–"]  # mean, vs rlhf
 
 
 def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
@@ -343,12 +367,12 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     from rllr.predict.texts import split
 
     values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
-              "batch_size": 2, "max_new_tokens": 4,
+              "batch_size": 2, "max_new_tokens": "auto",
               "cutoff": 200, "best_of": 2}  # fmt: skip
     write_json(tmp_path / "config.yaml", values)  # JSON is YAML
     paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}
     prompts = [{"task": "reviews", "instruction": "Good?", "input": "x"}]
-    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts)
+    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts, 4)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl"])
     monkeypatch.setattr(sys, "stdin", io.StringIO("short\n\na much longer text\nmiddling\n"))
     predict.main()
@@ -419,12 +443,12 @@ def test_the_model_card_says_what_the_run_was():
 
     task = {"kind": "label", "labels": ["yes", "no"], "input": "{text}", "answer": ANSWER}
     score = {"kind": "score", "low": 0, "high": 5, "input": "{text}", "answer": "([0-9])"}
-    used = {"instructions": {"a": "Is it?"}, "tasks": {"a": task, "b": score}}
+    used = {"max_new_tokens": 77, "instructions": {"a": "Is it?"}, "tasks": {"a": task, "b": score}}
     value = {"metric": "accuracy", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "unparsed": 0}
     metrics = {"model": "m", "method": "rllr", "data": "d", "n": 9, "score": 0.5, "tasks": {"a": value}}
     origin = {"id": "base/model", "licence": "MIT", "revision": "main", "parameters": 7e9}
-    text = card({"seed": 1}, {"max_new_tokens": 77}, metrics, used, origin, "llama")
+    text = card({"seed": 1}, metrics, used, origin, "llama")
     assert "- **a**: 'Is it?', one of yes, no\n" in text
     assert "- **b**: an instruction for each text, a number in 0 to 5; the label is what the group of '([0-9])'" in text
     assert "max_new_tokens=77" in text and "rllr.base" not in text
-    assert "from rllr.base import register" in card({}, {"max_new_tokens": 7}, metrics, used, origin, "baichuan2-13b")
+    assert "from rllr.base import register" in card({}, metrics, used, origin, "baichuan2-13b")

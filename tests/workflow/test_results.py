@@ -61,10 +61,11 @@ def test_the_standalone_model_answers_as_predict_does(everything):
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     rows = lines(everything.folder / "results/data/demo/test.jsonl")
     answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
+    room = json.loads((folder / "model.json").read_text())["max_new_tokens"]
     for row in rows:
         turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
         ids = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        answer = model.generate(**ids, max_new_tokens=16)[0, ids["input_ids"].shape[1] :]
+        answer = model.generate(**ids, max_new_tokens=room)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(answer, skip_special_tokens=True) == answers[row["id"]]
     card = (folder / "model/README.md").read_text()
     assert 'license: "apache-2.0"' in card and "RLLR-mixed" in card and "movie_reviews" in card

@@ -8,6 +8,7 @@ rule predict:
         adapter=method_adapter,
         reward=method_reward,
         data=data_file("test.jsonl"),
+        responses=lambda wildcards: data_file(f"{METHODS[wildcards.method].answers_like}.jsonl")(wildcards),
         tasks=data_file("tasks.json"),
     output:
         predictions="results/{model}/{method}/predictions.jsonl",
@@ -26,8 +27,8 @@ rule predict:
     shell:
         "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/predict.py "
         "--config results/{wildcards.model:q}/predict/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
-        "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
-        "2>&1 | tee {log:q}"
+        "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} "
+        "--out {output.predictions:q} 2>&1 | tee {log:q}"
 
 
 rule metrics:

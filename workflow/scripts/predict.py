@@ -11,7 +11,8 @@ several samples by that reward model:
 
     python workflow/scripts/predict.py --config results/tiny/predict/config.yaml --base results/tiny/sft_wrat/merged \\
         --adapter results/tiny/rllr_mix/adapter --data results/data/demo/test.jsonl \\
-        --tasks results/data/demo/tasks.json --out results/tiny/rllr_mix/predictions.jsonl
+        --tasks results/data/demo/tasks.json --responses results/data/demo/sft_with_rat_train.jsonl \\
+        --out results/tiny/rllr_mix/predictions.jsonl
 
 Beside the predictions that use writes model.json, from which --model knows what to load.
 """
@@ -39,6 +40,7 @@ def main() -> None:
     model.add_argument("--best-of", type=int, help="samples per prompt with --reward (default: the config's best_of)")
     prompts = parser.add_argument_group("the prompts: --data and --out, or --task")
     prompts.add_argument("--data", type=Path, help="prompts with gold labels (test.jsonl)")
+    prompts.add_argument("--responses", type=Path, help="training responses: how long an answer may have to be")
     prompts.add_argument("--out", type=Path, help="predictions.jsonl")
     prompts.add_argument("--task", help="task of the texts")
     prompts.add_argument("--text", help="one text; without it, every line of standard input")
@@ -47,9 +49,9 @@ def main() -> None:
     prompts.add_argument("--jsonl", action="store_true", help="print JSON lines")
     args = parser.parse_args()
 
-    paths, tasks, instructions = {name: getattr(args, name) for name in PATHS}, {}, {}
+    paths, tasks, instructions, room = {name: getattr(args, name) for name in PATHS}, {}, {}, None
     if args.model:
-        found, tasks, instructions = find(args.model)
+        found, tasks, instructions, room = find(args.model)
         paths = {name: paths[name] or found[name] for name in PATHS}
     if args.tasks:
         tasks = load_tasks(args.tasks)
@@ -62,6 +64,15 @@ def main() -> None:
         if not paths["reward"]:
             parser.error("--best-of needs --reward, the adapter of a reward model")
         config = replace(config, best_of=args.best_of)
+    if args.responses:
+        from rllr.lm.lengths import answer_room
+        from rllr.lm.models import load_tokenizer
+        from rllr.lm.tokens import Encoder
+
+        room = answer_room(config.max_new_tokens, args.responses, Encoder(load_tokenizer(paths["base"]), config.cutoff))
+    config = replace(config, max_new_tokens=room or config.max_new_tokens)
+    if config.max_new_tokens == "auto":
+        parser.error("max_new_tokens is auto: give --responses, the file that answers are to be like")
     if args.data and args.out:
         from rllr.predict.test_file import predict_file
 

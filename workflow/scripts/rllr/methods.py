@@ -32,6 +32,11 @@ class Method:
     settings: dict = field(default_factory=dict)
 
     @property
+    def answers_like(self) -> str:
+        """The data file whose responses its answers are like."""
+        return self.data if self.section == "sft" else METHODS[self.start].data
+
+    @property
     def reward_models(self) -> list[str]:
         """The reward models that it reads, in training or in prediction; the value function starts from the first."""
         named = [self.label_reward, self.rationale_reward, self.picked_by]

@@ -25,6 +25,8 @@ def read_predictions(folder: Path) -> list[dict]:
 def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
     """One row per model and method: task metrics, their mean, and comparisons with the baselines that were run.
 
+    No conclusion is drawn from a method of which a task's answers are mostly unparsed: no mean, no comparison.
+
     Args:
         results: a results folder, holding <model>/<method>/{metrics.json,predictions.jsonl,model.json}.
 
@@ -33,7 +35,7 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
     """
     rows = []
     for model in models:
-        _, tasks, _ = find(results / model / methods[0])
+        _, tasks, *_ = find(results / model / methods[0])
         predictions = {method: read_predictions(results / model / method) for method in methods}
         tested = {method: tested_on(predictions[method]) for method in methods}
         for method in methods:
@@ -41,16 +43,18 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
                 raise UserError(
                     f"{results / model}: {methods[0]} and {method} were tested on different rows; predict both anew"
                 )
-        for method in methods:
-            metrics = read_json(results / model / method / "metrics.json")
+        measured = {method: read_json(results / model / method / "metrics.json") for method in methods}
+        baselines = [b for b in BASELINES if b in methods and not mostly_unparsed(measured[b])]
+        for method, metrics in measured.items():
             versus = {
                 baseline: difference(predictions[method], predictions[baseline], tasks)
-                for baseline in BASELINES
-                if baseline in methods and baseline != method
+                for baseline in baselines
+                if baseline != method and not mostly_unparsed(metrics)
             }
             named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
             named["tested_on"] = tested[method]
-            rows.append({**named, "score": metrics["score"], "tasks": metrics["tasks"], "versus": versus})
+            score = None if mostly_unparsed(metrics) else metrics["score"]
+            rows.append({**named, "score": score, "tasks": metrics["tasks"], "versus": versus})
     return rows
 
 
@@ -62,6 +66,11 @@ def tested_on(predictions: list[dict]) -> str:
 
 def unparsed(row: dict) -> int:
     return sum(task["unparsed"] for task in row["tasks"].values())
+
+
+def mostly_unparsed(metrics: dict) -> list[str]:
+    """The tasks of which more than half of the answers have no readable label: their numbers mean nothing."""
+    return [task for task, values in metrics["tasks"].items() if 2 * values["unparsed"] > values["n"]]
 
 
 def tsv(runs: dict[str, list[dict]]) -> str:
@@ -103,7 +112,8 @@ def tables(rows: list[dict]) -> list[Table]:
         lines = []
         for row in own:
             cells = [(row["method"], ""), *(_share(row["tasks"][task]) for task in tasks)]
-            cells += [(f"{100 * row['score']:.1f}", ""), *(_versus(row["versus"].get(b)) for b in baselines)]
+            mean = "–" if row["score"] is None else f"{100 * row['score']:.1f}"
+            cells += [(mean, ""), *(_versus(row["versus"].get(b)) for b in baselines)]
             lines.append([*cells, (str(unparsed(row)), "")])
         head = ["method", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
         found.append(Table(model, head, lines, _note(own)))
@@ -120,6 +130,21 @@ def _note(rows: list[dict]) -> str:
             " mean). Called noise: the interval holds 0, or there are fewer than 25 such rows and p is above 0.05."
             f" This many rows can tell {_detectable([d['detectable'] for d in differences])}."
         )
+    return note + _unread(rows)
+
+
+def _unread(rows: list[dict]) -> str:
+    """What the methods are that nothing is concluded from, and how an unparsed answer counts."""
+    note = ""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        if tasks := list(dict.fromkeys(task for row in own for task in mostly_unparsed(row))):
+            note += (
+                f" {method}: {sum(map(unparsed, own))} of {sum(row['n'] for row in own)} answers have no readable"
+                f" label, most of those to {', '.join(tasks)}; no mean and no difference is drawn from it."
+            )
+    if any(map(unparsed, rows)):
+        note += " An unparsed answer counts as wrong; for a score, as the end of the range that is farthest from gold."
     return note
 
 
@@ -158,7 +183,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
             cells = [(method, ""), (str(len(same)), "")]
             for task in tasks:
                 cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
-            cells.append(_mean([row["score"] for row in same]))
+            cells.append(_mean([row["score"] for row in same if row["score"] is not None]))
             versus = [[row["versus"][b] for row in same if b in row["versus"]] for b in baselines]
             detectable += filter(None, map(detectable_over_runs, versus))
             cells += map(_over_runs, versus)
@@ -175,6 +200,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
             )
         if detectable:
             note += f" These rows and runs can tell {_detectable(detectable)}."
+        note += _unread(own)
         head = ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
         found.append(Table(model, head, lines, note))
     return found

@@ -53,7 +53,8 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
 
     rows = read_prompts(data, tasks, need_labels=True)
     with stage_lock(out.parent):
-        mark = fingerprint([data, *filter(None, paths.values())], best_of=config.best_of)
+        used = {"best_of": config.best_of, "max_new_tokens": config.max_new_tokens}
+        mark = fingerprint([data, *filter(None, paths.values())], **used)
         partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
         left = [row for row in rows if row["id"] not in done]
@@ -77,6 +78,6 @@ def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, ou
                 file.flush()
                 bar.update(len(indices))
         if described:
-            describe(out.with_name("model.json"), paths, tasks, rows)
+            describe(out.with_name("model.json"), paths, tasks, rows, config.max_new_tokens)
         write_jsonl(out, (prediction(row, done[row["id"]], tasks) for row in rows))
         partial.unlink()
