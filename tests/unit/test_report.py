@@ -196,7 +196,8 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     plots.curves(log, "x", run / "m/rllr/curves.svg")
     for method in ("sft_wrat", "rllr"):
         lines = predictions(0.5, 0, 20)
-        plots.confusion(lines, {"reviews": TASKS["reviews"]}, "x", run / "m" / method / "confusion.svg")
+        for draw, name in ((plots.confusion, "confusion"), (plots.coverage, "coverage")):
+            draw(lines, {"reviews": TASKS["reviews"]}, "x", run / "m" / method / f"{name}.svg")
     out = tmp_path / "report.html"
     subprocess.run(
         [sys.executable, str(PROGRAMS / "report.py"), "--results", run, "--models", "m",
@@ -306,12 +307,12 @@ def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folde
     from rllr.predict.model_file import PredictConfig
     from rllr.predict.predictor import Predictor
 
-    config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
+    config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3, 2)
     rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
-    predictor = Predictor(config, merged, None, reward_folders["rm_rllr"])
+    predictor = Predictor(config, merged, None, reward_folders["rm_rllr"], {"t": TASKS["reviews"]})
     found = {}
-    for indices, texts in predictor.answers(rows):
-        found.update(zip(indices, texts, strict=True))
+    for indices, answers in predictor.answers(rows, [predictor.prompt(row) for row in rows]):
+        found.update(zip(indices, [answer["answer"] for answer in answers], strict=True))
     for i, row in enumerate(rows):  # one row at a time, all samples scored
         prompt = [predictor.encoder.prompt(row, room=6)]
         (drawn,) = sampling.sample(predictor.model, predictor.tokenizer, prompt, [row["id"]], 3, config, torch.float32)
@@ -353,8 +354,8 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
     from rllr.predict.test_file import resume
 
     partial = tmp_path / "predictions.partial.jsonl"
-    answers = {"a": "one\u2028two\x85three", "b": "\u4e2d\u6587"}
-    lines = [{"fingerprint": "x"}, *({"id": i, "answer": a} for i, a in answers.items())]
+    answers = {"a": {"answer": "one\u2028two\x85three", "logprobs": {"x": -0.5}}, "b": {"answer": "\u4e2d\u6587"}}
+    lines = [{"fingerprint": "x"}, *({"id": i, **a} for i, a in answers.items())]
     write_jsonl(partial, lines)
     partial.write_bytes(partial.read_bytes()[:-cut])  # within the last line's closing, or within a character
     expected = answers if cut == 1 else {"a": answers["a"]}  # 1: all but the newline
@@ -364,29 +365,31 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
 def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
     import predict
     from rllr.predict.model_file import describe
-    from rllr.predict.texts import split
 
     values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
               "batch_size": 2, "max_new_tokens": "auto",
-              "cutoff": 200, "best_of": 2}  # fmt: skip
+              "cutoff": 200, "best_of": 2, "votes": 2}  # fmt: skip
     write_json(tmp_path / "config.yaml", values)  # JSON is YAML
     paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}
     prompts = [{"task": "reviews", "instruction": "Good?", "input": "x"}]
-    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts, 4)
+    found = {"max_new_tokens": 4, "votes": 0, "temperatures": {}}
+    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts, **found)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl"])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("short\n\na much longer text\nmiddling\n"))
+    given = io.BytesIO(b"short\n\na much longer text\nmiddling\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given))
     predict.main()
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in found] == ["short", "a much longer text", "middling"]
     assert all(row["task"] == "reviews" and isinstance(row["answer"], str) for row in found)
-    pair = Task("pairs", "label", ("yes", "no"), input="One: {text}\nTwo: {text2}")
-    assert split("a\tb", pair) == {"text": "a", "text2": "b"}
-    with pytest.raises(predict.UserError, match="task pairs takes two texts"):
-        split("a b", pair)
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in found)
+    command = ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl", "--votes"]
+    monkeypatch.setattr(sys, "argv", [*command, "--text", "short"])
+    predict.main()
+    assert "votes" in json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("caf\udce9\n"))  # Latin-1, as read in the C locale
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews"])
     with pytest.raises(predict.UserError, match="standard input: not UTF-8"):
         predict.main()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "rlhf", "rllr_mix"]
+METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "sft_wrat_vote", "rlhf", "rllr_mix"]
 CONFIG = ["--config", "models=[tiny]", f"methods=[{','.join(METHODS)}]"]
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,8 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
     page, table = (results / "report.html").read_text(), (results / "summary.md").read_text()
     for method in METHODS:
         assert f"| {method} |" in table and f"<h4>{method}</h4>" in page
-    assert page.count("<figure>") == len(METHODS) + 2 * 2 + 6  # confusion, both figures of both reward models, curves
+    # confusion and coverage, both figures of both reward models, curves
+    assert page.count("<figure>") == 2 * len(METHODS) + 2 * 2 + 6
     quality = json.loads((results / "tiny/rm_rlhf/quality.json").read_text())
     assert list(quality["policies"]) == ["sft_wrat", "rlhf", "rllr_mix"]
     quality_of_labels = json.loads((results / "tiny/rm_rllr/quality.json").read_text())["policies"]
@@ -49,7 +50,15 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
 def test_snakemakes_own_report_holds_the_figures(everything):
     everything("--report", "snakemake.html", *CONFIG)
     text = (everything.folder / "snakemake.html").read_text()
-    for name in ("curves.svg", "confusion.svg", "pairs.svg", "reliability.svg", "report.html", "summary.html"):
+    for name in (
+        "curves.svg",
+        "confusion.svg",
+        "coverage.svg",
+        "pairs.svg",
+        "reliability.svg",
+        "report.html",
+        "summary.html",
+    ):
         assert name in text, name
 
 

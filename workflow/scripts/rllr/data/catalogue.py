@@ -42,7 +42,7 @@ def files_of(stage: str) -> list[str]:
     if stage in METHODS:
         method = METHODS[stage]
         return [method.data, *(["validation", method.answers_like] if method.section == "ppo" else [])]
-    return {"predict": ["test", *ANSWERS], "quality": ["validation", *ANSWERS]}[stage]
+    return {"predict": ["test", "validation", *ANSWERS], "quality": ["validation", *ANSWERS]}[stage]
 
 
 def needed_files(stage: str) -> list[str]:

@@ -24,29 +24,28 @@ class PredictConfig:
     max_new_tokens: int | str  # auto until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int
+    votes: int
 
 
-def describe(
-    path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict], max_new_tokens: int
-) -> None:
+def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict], **found) -> None:
     """Write model.json: what the method is made of (paths relative to its folder), its tasks and their instructions.
 
     Args:
         paths: config, base, adapter, reward; None where the method has none.
         rows: prompts; the first row of a task gives its instruction, unless the instruction holds the text itself.
-        max_new_tokens: room for an answer, in tokens.
+        found: what prediction found out: max_new_tokens, room for an answer; votes, answers that vote (0: none do);
+            temperatures of the tasks' label probabilities.
     """
     relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
     instructions: dict[str, str] = {}
     for row in rows:
         if row["input"]:
             instructions.setdefault(row["task"], row["instruction"])
-    about = {"max_new_tokens": max_new_tokens, "tasks": dump_tasks(tasks), "instructions": instructions}
-    write_json(path, {**relative, **about})
+    write_json(path, {**relative, **found, "tasks": dump_tasks(tasks), "instructions": instructions})
 
 
-def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[str, str], int]:
-    """The paths, tasks, instructions and max_new_tokens of a method's folder, results/<model>/<method>.
+def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict]:
+    """The paths and tasks of a method's folder, results/<model>/<method>, and all that model.json says.
 
     Raises:
         UserError: nothing was predicted with it yet.
@@ -63,4 +62,4 @@ def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[st
     tasks = {
         name: Task(name=name, **{**task, "labels": tuple(task["labels"])}) for name, task in values["tasks"].items()
     }
-    return paths, tasks, values["instructions"], values["max_new_tokens"]
+    return paths, tasks, values
