@@ -278,6 +278,74 @@ def test_no_text_is_held_out_by_one_task_and_trained_on_by_another(tmp_path):
     assert found["train rows that stand in the validation slice of twins, removed"] > 10
 
 
+def told(config: dict, folder: Path) -> str:
+    done = prepare(config, folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_what_cannot_be_meant_is_refused_by_its_key(tmp_path):
+    config = small_config(tmp_path)
+    config["tasks"]["pairs"]["input"] = "One: {text}"
+    assert "tasks.pairs.input: found 'One: {text}'; text2 names a second column" in told(config, tmp_path)
+    config = small_config(tmp_path)
+    config["tasks"]["topics"]["input"] = "{text} and {text2}"
+    assert "tasks.topics.input: found '{text} and {text2}'; {text2} needs a column, text2" in told(config, tmp_path)
+    config = small_config(tmp_path, pairs={"label_sensitive": {"min_distance": 6}})
+    where = "pairs.label_sensitive.min_distance: found 6, but the labels of task"
+    assert f"{where} scores go from 0 to 5" in told(config, tmp_path)  # the first as the file has them
+    config["tasks"].pop("scores")
+    assert f"{where} stars go from 1 to 5" in told(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["labels: [yes, no]", "labels: ['yes', 'no'], claims: {yes: a, 'no': b}", "labels: ['yes', 'no'], f1: yes",
+     "labels: ['yes', 'no'], train: {files: [x], text: a, label: b, values: [no, yes]}",
+     "labels: ['yes', 'no'], train: {files: [x], text: a, label: b, values: {'1': yes}}"],
+)  # fmt: skip
+def test_an_unquoted_yes_is_told(tmp_path, section):
+    (tmp_path / "c.yaml").write_text(f"seed: 1\ntasks: {{t: {{kind: label, {section}}}}}\n")
+    command = [sys.executable, str(PREPARE), "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "c.yaml: tasks.t." in done.stderr and "quote the word" in done.stderr
+
+
+def test_the_report_warns_of_what_one_would_find_out_later(tmp_path):
+    config = topics_only(tmp_path, rows={"test": 50, "sft": 300, "label_pairs": "all"}, avoid={})
+    topics = config["tasks"]["topics"]
+    topics["labels"] = [*topics["labels"], "mud"]
+    topics["claims"] = {"food": "a meal", "sea": "a trip", "sky": "a trip", "mud": "dirt", "fire": "heat"}
+    rows = [(f"soup number {'x' * (i % 97)} {i} {'bread ' * (i % 5)}", "food") for i in range(960)]
+    write_csv(tmp_path / "topics.csv", "text,label", rows + [(f"a wave of {i}", "sea") for i in range(40)])
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    labels = [row["label"] for row in read(tmp_path / "out", "sft_train")]
+    food = labels.count("food")
+    for warning in (
+        "topics: labels sea, sky have one claim, 'a trip': rationales cannot tell them apart",
+        "topics: claims for fire, which are no labels",
+        "topics: none of 300 SFT rows has label sky, mud",
+        f"topics: {food} of 300 SFT rows ({food / 300:.0%}) have label food",
+        "topics: 50 test rows: an accuracy is known to about 14 points either way",
+    ):
+        assert warning in found["warnings"] and f"warning: {warning}" in done.stderr, found["warnings"]
+    assert "have one claim" in (tmp_path / "out" / "report.svg").read_text()
+    # The median is the words' own, not a bin's.
+    words = sorted(len(row["input"].split()) for row in read(tmp_path / "out", "sft_train"))
+    assert found["files"]["sft_train"]["input words"]["median"] == (words[149] + words[150]) / 2
+    test = [row["label"] for row in read(tmp_path / "out", "test")]
+    unread = found["without reading"]["topics"]
+    assert unread["most frequent label"] == {"label": "food", "share": round(test.count("food") / 50, 4)}
+    pairs = [(row["label"], row["rejected_label"]) for row in read(tmp_path / "out", "rllr_reward_train")]
+    chosen, sides = Counter(a for a, _ in pairs), Counter(label for pair in pairs for label in pair)
+    rate = {label: chosen[label] / sides[label] for label in sides}
+    right = sum(0.5 if rate[a] == rate[b] else rate[a] > rate[b] for a, b in pairs) / len(pairs)
+    assert unread["more frequent side of a pair"]["share"] == round(right, 4) > 0.9
+    assert f"the more frequent side of a pair is right in {round(right, 4):.1%}" in done.stderr
+
+
 def test_rows_that_are_not_there_are_reported(tmp_path):
     config = topics_only(tmp_path, rows={"test": 100, "sft": 10_000})
     done = prepare(config, tmp_path)

@@ -71,7 +71,7 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     rows = table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])
     text = markdown(tables(rows))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert lines["method"] == "| method | reviews | mean | vs sft_wrat | vs rlhf | unparsed |"
+    assert lines["method"] == "| method | unparsed | reviews | mean | vs sft_wrat | vs rlhf |"
     mine, theirs = rows[2]["versus"]["sft_wrat"]["discordant"]
     assert f"({mine} : {theirs})" in lines["rllr"]
     assert "noise" in lines["rlhf"] and "noise" not in lines["rllr"] and lines["sft_wrat"].count("–") == 1
@@ -100,7 +100,8 @@ def test_nothing_is_concluded_from_a_method_that_is_mostly_unparsed(tmp_path):
     several = markdown(spread([list(rows.values())] * 2))
     assert f"sft_wrat: {2 * unread} of 400 answers" in several and "| sft_wrat | 2 |" in several
     line = next(line for line in several.splitlines() if line.startswith("| sft_wrat"))
-    assert [cell.strip() for cell in line.split("|")[4:6]] == ["–", "–"]  # mean, vs rlhf
+    assert [cell.strip() for cell in line.split("|")[5:7]] == ["–", "–"]  # mean, vs rlhf
+    assert "| always the most frequent label |  | – | 50.0 | 50.0 |" in several
 
 
 def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
@@ -110,9 +111,9 @@ def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     assert capsys.readouterr().err == f"{runs[2]}: no metrics.json yet of m/rllr\n"
     scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
-    assert line.startswith(f"| sft_wrat | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
+    assert line.startswith(f"| sft_wrat | 3 | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| rllr"))
-    assert line.startswith("| rllr | 2 |") and "rows [" in line and "runs [" in line
+    assert line.startswith("| rllr | 2 | 2 |") and "rows [" in line and "runs [" in line
     assert "200 test rows of small. vs:" in files["summary.md"] and "can tell differences" in files["summary.md"]
     assert len(files["summary.tsv"].splitlines()) == 6
     (runs[2] / "m/rllr/config.yaml").unlink()  # a stage that was not run says nothing about differences
@@ -151,7 +152,7 @@ def test_few_rows_are_noise_in_a_run_among_several_as_in_one(run):
     rows = table(run, ["m"], ["sft_wrat", "rllr"])
     few = {**rows[1]["versus"]["sft_wrat"], "noise": True}  # McNemar's p, though the interval does not hold 0
     (found,) = spread([[rows[0], {**rows[1], "versus": {"sft_wrat": few}}]])
-    assert found.lines[1][-2][0].endswith(" noise")
+    assert found.lines[2][-1][0].endswith(" noise")
 
 
 def test_text_in_html_is_escaped_everywhere():

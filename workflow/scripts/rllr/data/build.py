@@ -239,7 +239,7 @@ class Builder:
 
         def emit(file: str, fields: dict) -> None:
             lines[file].append(f"{start}, {encode(fields)[1:]}\n")
-            count_row(counts, file, task.name, ask.label, n_words)
+            count_row(counts, file, task.name, fields, n_words)
 
         good = {}
         for slot, rationale in got.items():
@@ -261,6 +261,8 @@ class Builder:
             ("test_label_pairs", "label_sensitive_pairs_for_test"),
             ("validation_label_pairs", "label_sensitive_pairs_for_validation"),
         ):
+            if use in uses and not any(slot.startswith("wrong") for slot in wanted):
+                counts["dropped", task.name, "rows without a label min_distance away from their own"] += 1
             if use in uses and gold:
                 for slot, rejected in good.items():
                     if slot.startswith("wrong") and got[slot] == got["gold"]:

@@ -1,7 +1,7 @@
 """Metrics of predictions, and how sure they are. An answer without a readable label counts as wrong."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -91,7 +91,8 @@ def sureness(rows: list[dict], task: Task) -> dict:
 
 
 def task_metrics(rows: list[dict], task: Task) -> dict:
-    """All metrics of one task; `value` is the headline metric as a fraction, `ci95` its interval.
+    """All metrics of one task; `value` is the headline metric as a fraction, `ci95` its interval, `most_frequent` what
+    the answer "always the most frequent label" gets.
 
     Args:
         rows: lines of predictions.jsonl of this task.
@@ -113,11 +114,12 @@ def task_metrics(rows: list[dict], task: Task) -> dict:
         picks = generator.integers(0, len(rows), (RESAMPLES, len(rows)))
         values = [pearson(gold[p], said[p]) for p in picks]
         interval = np.quantile(values, [0.025, 0.975]).tolist()
-        return {**result, "value": pearson(gold, said), "ci95": interval}
+        return {**result, "value": pearson(gold, said), "ci95": interval, "most_frequent": 0.0}
     gold_labels = [row["label"] for row in rows]
     said_labels = [row["prediction"] or "(unparsed)" for row in rows]
     right = sum(g == s for g, s in zip(gold_labels, said_labels, strict=True))
     result |= {"value": right / len(rows), "ci95": wilson(right, len(rows))}
+    result["most_frequent"] = Counter(gold_labels).most_common(1)[0][1] / len(rows)
     result["f1_macro"] = float(
         f1_score(gold_labels, said_labels, labels=list(task.labels), average="macro", zero_division=0)
     )

@@ -111,13 +111,20 @@ def tables(rows: list[dict]) -> list[Table]:
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
         lines = []
         for row in own:
-            cells = [(row["method"], ""), *(_share(row["tasks"][task]) for task in tasks)]
+            cells = [(row["method"], ""), (str(unparsed(row)), ""), *(_share(row["tasks"][task]) for task in tasks)]
             mean = "–" if row["score"] is None else f"{100 * row['score']:.1f}"
-            cells += [(mean, ""), *(_versus(row["versus"].get(b)) for b in baselines)]
-            lines.append([*cells, (str(unparsed(row)), "")])
-        head = ["method", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+            lines.append([*cells, (mean, ""), *(_versus(row["versus"].get(b)) for b in baselines)])
+        lines.insert(0, [*_most_frequent(own, tasks, ["–"]), *[("", "")] * len(baselines)])
+        head = ["method", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, _note(own)))
     return found
+
+
+def _most_frequent(rows: list[dict], tasks: list[str], between: list[str]) -> list[tuple[str, str]]:
+    """The cells of an answer that needs no model: always the test rows' most frequent label (Pearson's r: 0)."""
+    shares = [np.mean([r["tasks"][task]["most_frequent"] for r in rows if task in r["tasks"]]) for task in tasks]
+    numbers = [f"{100 * share:.1f}" for share in [*shares, np.mean(shares)]]
+    return [(cell, "") for cell in ("always the most frequent label", *between, *numbers)]
 
 
 def _note(rows: list[dict]) -> str:
@@ -180,14 +187,15 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         lines, detectable = [], []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
-            cells = [(method, ""), (str(len(same)), "")]
+            cells = [(method, ""), (str(len(same)), ""), (str(sum(map(unparsed, same))), "")]
             for task in tasks:
                 cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
             cells.append(_mean([row["score"] for row in same if row["score"] is not None]))
             versus = [[row["versus"][b] for row in same if b in row["versus"]] for b in baselines]
             detectable += filter(None, map(detectable_over_runs, versus))
             cells += map(_over_runs, versus)
-            lines.append([*cells, (str(sum(map(unparsed, same))), "")])
+            lines.append(cells)
+        lines.insert(0, [*_most_frequent(own, tasks, ["", "–"]), *[("", "")] * len(baselines)])
         tested = sorted({f"{row['n']} test rows of {row['data']}" for row in own})
         note = f"Percent; means over runs ± their standard deviation. {', '.join(tested)}."
         if len({row["tested_on"] for row in own}) > 1:
@@ -201,7 +209,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         if detectable:
             note += f" These rows and runs can tell {_detectable(detectable)}."
         note += _unread(own)
-        head = ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+        head = ["method", "runs", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, note))
     return found
 
@@ -282,15 +290,15 @@ def markdown(found: list[Table]) -> str:
     parts = ["# Results"]
     for table in found:
         lines = [[" ".join(filter(None, cell)) for cell in line] for line in table.lines]
-        parts.append(f"## {table.model}\n\n{pipes(table.head, lines)}\n\n{table.note}")
+        parts.append(f"## {table.model}\n\n{table.note}\n\n{pipes(table.head, lines)}")
     return "\n\n".join(parts) + "\n"
 
 
 def sections(found: list[Table]) -> str:
     """The tables as HTML, a heading each."""
     return "".join(
-        f"<h3>{html.text(table.model)}</h3>{html.table(table.head, table.lines)}"
-        f"<p class=note>{html.text(table.note)}</p>"
+        f"<h3>{html.text(table.model)}</h3><p class=note>{html.text(table.note)}</p>"
+        f"{html.table(table.head, table.lines)}"
         for table in found
     )
 
