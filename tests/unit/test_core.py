@@ -20,7 +20,7 @@ from rllr.config import load_stage, load_yaml, merge, schema, stage_config, type
 from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_json
 from rllr.lm.tokens import Encoder
 from rllr.rows import read_pairs, read_prompts, read_responses
-from rllr.train.pairwise import pair_metrics, pairwise_loss, response_scores
+from rllr.train.pairwise import pair_metrics, pairwise_loss
 from rllr.train.trainer import TrainingConfig, accumulation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -355,26 +355,23 @@ def test_pairwise_loss_equals_a_plain_loop(data):
         prefix = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
         sides = [[*prefix, first, *data.draw(st.lists(st.integers(1, 5), max_size=4))] for first in (6, 7)]
         pairs.append(sides)
-    width = max(len(side) for sides in pairs for side in sides)
-    ids = [torch.tensor([sides[k] + [0] * (width - len(sides[k])) for sides in pairs]) for k in (0, 1)]
-    scores = [
-        torch.randn(len(pairs), width, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)
-    ]
-    found = pairwise_loss(*scores, *ids, pad=0)
+    flat = [side for sides in pairs for side in sides]  # chosen, rejected, chosen, ...
+    width = max(map(len, flat))
+    tokens = torch.tensor([side + [0] * (width - len(side)) for side in flat])
+    kept = torch.tensor([[j < len(side) for j in range(width)] for side in flat])
+    scores = torch.randn(len(flat), width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = pairwise_loss(scores, tokens, kept)
     for i, (chosen, rejected) in enumerate(pairs):
         start = next(t for t in range(width) if chosen[t] != rejected[t])
         end = max(len(chosen), len(rejected))
         losses = []
         for t in range(start, end):
-            c, r = scores[0][i, min(t, len(chosen) - 1)].item(), scores[1][i, min(t, len(rejected) - 1)].item()
+            c = scores[2 * i, min(t, len(chosen) - 1)].item()
+            r = scores[2 * i + 1, min(t, len(rejected) - 1)].item()
             losses.append(math.log1p(math.exp(-(c - r))))
         assert found[i].item() == pytest.approx(sum(losses) / len(losses), rel=1e-9)
-    assert not pairwise_loss(*scores, ids[0], ids[0], pad=0).any()  # equal sides, which fill up batches
-
-
-def test_the_score_stands_at_the_last_real_token_on_either_side():
-    scores = torch.arange(10.0).view(2, 5)
-    assert response_scores(scores, torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])).tolist() == [2.0, 9.0]
+    same = [part[::2].repeat_interleave(2, 0) for part in (tokens, kept)]
+    assert not pairwise_loss(scores, *same).any()  # equal sides, which fill up batches
 
 
 def test_pair_metrics():

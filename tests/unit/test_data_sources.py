@@ -137,7 +137,6 @@ BROKEN_CONFIGS = {
     "one label": ({"labels": ["good"]}, {}, {}, ["tasks.mood.labels"]),
     "label twice": ({"labels": ["good", "good"]}, {}, {}, ["tasks.mood.labels", "twice"]),
     "labels that read alike": ({"labels": ["good", "Good"], "claims": {"good": "x", "Good": "y"}}, {}, {}, ["labels"]),
-    "claim missing": ({"claims": {"good": "joy"}}, {}, {}, ["tasks.mood.claims.bad"]),
     "score without a range": (SCORE | {"low": None}, {}, {}, ["tasks.mood", "low"]),
     "range upside down": (SCORE | {"low": 6}, {}, {}, ["tasks.mood", "low below high"]),
     "score anchors outside": (SCORE | {"claims": {"0": "x", "9": "y"}}, {}, {}, ["tasks.mood.claims"]),

@@ -13,9 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rllr.cli import UserError
-from rllr.ppo.backbone import Backbone, Sequences
+from rllr.lm.packing import Packed
+from rllr.lm.sampling import uniforms
+from rllr.ppo.backbone import Backbone
 from rllr.ppo.iteration import PPOConfig, Trainer
-from rllr.ppo.rollout import roll_out, uniforms
+from rllr.ppo.rollout import keys, roll_out
 from rllr.ppo.scoring import Rewards, RunningMoments
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
@@ -28,6 +30,7 @@ def config(**changes) -> PPOConfig:
         model="tiny", stage="rllr_mix", seed=1, precision="fp32", attention="auto",
         lora=LORA, learning_rate=1e-3, epochs=1, batch_size=8,
         micro_batch_size=8, rollout_batch_size=8, cutoff=128, max_new_tokens=6, temperature=1.0,
+        samples_per_prompt=1, baseline="value",
         label_reward_threshold=0.5, score_norm=True, kl_beta=0.2, kl_target=6.0, kl_horizon=10000, gamma=1.0,
         gae_lambda=0.95, updates=1, update_epochs=1, clip=0.2, value_clip=0.2, value_coef=0.1, ratio_limit=10.0,
         weight_decay=0.01, max_grad_norm=1.0, gradient_checkpointing=False, save_iterations=5, validate_iterations=0,
@@ -37,10 +40,10 @@ def config(**changes) -> PPOConfig:
 
 
 def make_backbone(
-    merged, reward_folders, kind=torch.float32, checkpointing=False, policy_std=0.0, lora=LORA
+    merged, reward_folders, kind=torch.float32, checkpointing=False, policy_std=0.0, lora=LORA, critic=True
 ) -> Backbone:
     torch.manual_seed(7)
-    backbone = Backbone(merged, lora, reward_folders, "rm_rllr", kind, checkpointing)
+    backbone = Backbone(merged, lora, reward_folders, "rm_rllr", kind, checkpointing, critic=critic)
     if policy_std:
         for name, parameter in backbone.trained().items():
             if "lora_B.policy" in name:
@@ -52,7 +55,8 @@ def make_trainer(
     merged, reward_folders, tokenizer, demo_tasks, rewards=None, policy_std=0.0, kind=torch.float32, **changes
 ):
     checkpointing = changes.get("gradient_checkpointing", False)
-    backbone = make_backbone(merged, reward_folders, kind, checkpointing, policy_std, changes.pop("lora", LORA))
+    critic, lora = changes.get("baseline", "value") == "value", changes.pop("lora", LORA)
+    backbone = make_backbone(merged, reward_folders, kind, checkpointing, policy_std, lora, critic)
     rewards = rewards or Rewards("rm_rllr", "rm_rlhf", 0.5)
     return Trainer(config(**changes), backbone, rewards, demo_tasks, tokenizer, iterations=10)
 
@@ -63,7 +67,7 @@ def rows(n=8):
 
 
 def sequences(backbone, indices=range(8)):
-    return Sequences.build([PROMPTS[i] for i in indices], [RESPONSES[i] for i in indices], 0, backbone.device)
+    return Packed.build([PROMPTS[i] for i in indices], [RESPONSES[i] for i in indices], 0, backbone.device)
 
 
 def plain_logprobs(model, prompt, response):
@@ -115,7 +119,7 @@ def test_the_value_function_starts_from_the_label_reward_model(merged, reward_fo
     backbone = make_backbone(merged, reward_folders)
     batch = sequences(backbone)
     with torch.no_grad():
-        last = backbone._head_at("value", batch, batch.predicts[:, :1] + batch.mask.sum(1, keepdim=True))[:, 0]
+        last = backbone._head_at("value", batch, batch.last())[:, 0]
         assert last.tolist() == pytest.approx(backbone.scores("rm_rllr", batch).tolist(), abs=1e-6)
 
 
@@ -133,7 +137,7 @@ def test_only_policy_and_value_are_trained(merged, reward_folders):
 
 def sample(backbone, temperature=1.0, batch_size=8, indices=range(8)):
     indices = list(indices)
-    numbers = uniforms(3, 0, indices, 6)
+    numbers = uniforms(keys(3, 0, indices, 1), 6)
     prompts = [PROMPTS[i] for i in indices]
     return roll_out(backbone, [{"id": str(i)} for i in indices], prompts, numbers, [2], 0, temperature, batch_size)
 
@@ -143,7 +147,7 @@ def sample(backbone, temperature=1.0, batch_size=8, indices=range(8)):
 def test_old_logprobs_are_those_of_the_sampled_distribution(merged, reward_folders, temperature, kind, bound):
     backbone = make_backbone(merged, reward_folders, kind, policy_std=0.5)
     rollout = sample(backbone, temperature)
-    batch = Sequences.build(rollout.prompts, rollout.responses, 0, backbone.device)
+    batch = Packed.build(rollout.prompts, rollout.responses, 0, backbone.device)
     with torch.no_grad():
         found = backbone.logprobs("policy", batch, temperature)
     ratios = []
@@ -160,7 +164,9 @@ def test_samples_depend_on_seed_and_prompt_alone(merged, reward_folders):
     some = sample(backbone, indices=[5, 2])
     assert together.responses == by_two.responses
     assert some.responses == [together.responses[5], together.responses[2]]
-    draws = {tuple(uniforms(seed, epoch, [i], 3)[0].tolist()) for seed in (1, 2) for epoch in (0, 1) for i in (0, 1)}
+    draws = {
+        tuple(uniforms(keys(seed, epoch, [i], 1), 3)[0].tolist()) for seed in (1, 2) for epoch in (0, 1) for i in (0, 1)
+    }
     assert len(draws) == 8
 
 
@@ -251,6 +257,7 @@ def test_a_stop_token_of_the_base_ends_a_rollout(merged, reward_folders, tokeniz
 def test_losses_and_gradients_equal_a_plain_implementation(merged, reward_folders, tokenizer, demo_tasks):
     # A rollout by an older policy, so that ratios differ from 1, some are clipped, and the KL term is not 0.
     trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, policy_std=0.5, micro_batch_size=3)
+    trainer.single = False  # the ratio to the sampled log-probabilities, as with several steps an iteration
     rollout = trainer.roll_out(rows(), PROMPTS, 0, list(range(8)))
     for name, parameter in trainer.backbone.trained().items():
         if ".policy." in name:
@@ -347,7 +354,7 @@ def test_it_learns_a_label_and_stays_put_without_reward(merged, reward_folders, 
     batch = sequences(trainer.backbone)
     with torch.no_grad():
         policy, reference = (trainer.backbone.logprobs(a, batch, 1.0) for a in ("policy", None))
-    assert ((policy - reference)[batch.mask]).abs().mean() < 0.05
+    assert ((policy - reference)[batch.kept]).abs().mean() < 0.05
 
 
 def test_two_runs_with_one_seed_are_the_same(merged, reward_folders, tokenizer, demo_tasks):

@@ -282,9 +282,9 @@ def test_reward_quality_without_a_right_answer_says_nothing():
 def test_samples_depend_on_row_and_place_alone():
     from rllr.lm.sampling import uniforms
 
-    both, one = uniforms(1, ["a", "b"], 2, 5), uniforms(1, ["b"], 2, 5)
+    both, one = uniforms([[1, 2, 0], [1, 2, 1], [1, 3, 0], [1, 3, 1]], 5), uniforms([[1, 3, 0], [1, 3, 1]], 5)
     assert (both[2:] == one).all() and len({tuple(row.tolist()) for row in both}) == 4
-    assert (uniforms(1, ["a"], 1, 5) == both[:1]).all()
+    assert (uniforms([[1, 2, 0]], 5) == both[:1]).all()
 
 
 def test_batches_change_no_answer(merged, tokenizer):
@@ -292,7 +292,7 @@ def test_batches_change_no_answer(merged, tokenizer):
 
     model = models.load_causal(merged, torch.float32)
     prompts = [tokenizer("ab " * n)["input_ids"] for n in (1, 9, 4, 2, 7)]
-    numbers = sampling.uniforms(1, list("abcde"), 1, 8)
+    numbers = sampling.uniforms([[1, i] for i in range(5)], 8)
 
     def answers(size: int, drawn=None) -> dict[int, list[int]]:
         found = {}
@@ -327,7 +327,8 @@ def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
     import torch
 
     from rllr.lm import models
-    from rllr.ppo.backbone import Backbone, Sequences
+    from rllr.lm.packing import Packed
+    from rllr.ppo.backbone import Backbone
 
     lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
     backbone = Backbone(merged, lora, reward_folders, "rm_rllr", torch.float32, False)
@@ -335,7 +336,7 @@ def test_the_reward_model_scores_as_the_ppo_engine_does(merged, reward_folders):
     prompt, response = tokenizer("a prompt")["input_ids"], tokenizer(" and an answer")["input_ids"]
     reward = rewards.load_reward(merged, reward_folders["rm_rllr"], torch.float32)
     (ours,) = rewards.scores(reward, tokenizer, [prompt], [response], 1, torch.float32)
-    batch = Sequences.build([prompt], [response], tokenizer.pad_token_id, models.device())
+    batch = Packed.build([prompt], [response], tokenizer.pad_token_id, models.device())
     assert ours == pytest.approx(backbone.scores("rm_rllr", batch).item(), abs=1e-5)
 
 

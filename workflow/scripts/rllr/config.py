@@ -127,6 +127,8 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     validate(resolved, {"$defs": definitions, **required}, f"{where}: {stage}")
     if resolved.get("keep") == "best" and not resolved["validate_iterations"]:
         raise UserError(f"{where}: {stage}: keep: best needs validate_iterations above 0, found 0")
+    if resolved.get("baseline") == "leave_one_out" and resolved["samples_per_prompt"] < 2:
+        raise UserError(f"{where}: {stage}: baseline: leave_one_out needs samples_per_prompt above 1, found 1")
     launch = merge(defaults["launch"], model.get("launch"))
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")

@@ -166,7 +166,9 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
     return TaskSpec(
         task=task,
         instruction=section.get("instruction", ""),
-        claims={str(label): claim for label, claim in section.get("claims", {}).items()},
+        # A label's own word is its claim unless the config has a better one.
+        claims={label: label for label in labels}
+        | {str(label): claim for label, claim in section.get("claims", {}).items()},
         sources=sources,
         pair=pair,
         decimals=section.get("decimals", 1),
@@ -200,7 +202,7 @@ def _check_distance(where: str, least: float, spec: TaskSpec) -> None:
 
 
 def _check_claims(where: str, spec: TaskSpec) -> None:
-    """The cue annotator words every label by its claim."""
+    """The cue annotator words a score by the claim of the nearest anchor."""
     if spec.task.kind == "score":
         try:
             anchors = [float(anchor) for anchor in spec.claims]
@@ -208,5 +210,3 @@ def _check_claims(where: str, spec: TaskSpec) -> None:
             anchors = []
         if len(anchors) < 2 or not all(spec.task.low <= anchor <= spec.task.high for anchor in anchors):
             raise UserError(f"{where}: expected two or more numbers from low to high, each with its claim")
-    elif missing := [label for label in spec.task.labels if label not in spec.claims]:
-        raise UserError(f"{where}.{missing[0]}: missing, the cue annotator needs a claim for every label")

@@ -48,6 +48,10 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.store[..., :end, :]
         return self.keys, self.values
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.store = self.store.repeat_interleave(repeats, 1)
+        self.keys, self.values = self.store[..., : self.length, :]
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.store = self.store[:, indices]
         self.keys, self.values = self.store[..., : self.length, :]
@@ -88,6 +92,7 @@ def generate(
     max_new_tokens: int,
     uniforms: torch.Tensor | None = None,
     temperature: float = 1.0,
+    samples: int = 1,
 ) -> Generated:
     """Decode responses to `prompts` side by side; rows that are done leave the batch.
 
@@ -95,15 +100,17 @@ def generate(
         model: a causal language model (PEFT or plain) in eval mode.
         prompts: B lists of token ids.
         stops: tokens of which any ends a response.
-        uniforms: (B, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
+        uniforms: (B * samples, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
+        samples: responses to each prompt, which is read once for all of them; they stand next to each other.
     """
     device = next(model.parameters()).device
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
     ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    result = Generated([[] for _ in prompts], [[] for _ in prompts], [[] for _ in prompts])
-    alive, ends = torch.arange(len(prompts)), torch.tensor(list(stops), device=device)
+    count = len(prompts) * samples
+    result = Generated(*([[] for _ in range(count)] for _ in range(3)))
+    alive, ends = torch.arange(count), torch.tensor(list(stops), device=device)
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     # The last position by its index: the slice that a plain 1 stands for is not contiguous, and for that PyTorch's
     # product on a CPU copies the output layer once for every row (1.8 GB in bf16 for 32 rows of the demo's model).
@@ -114,6 +121,9 @@ def generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=last, **extra
         )
         logits = output.logits[:, -1].float()
+        if step == 0 and samples > 1:
+            cache.batch_repeat_interleave(samples)
+            logits, mask, positions = (part.repeat_interleave(samples, 0) for part in (logits, mask, positions))
         if uniforms is None:
             tokens = logits.argmax(-1)
             # Greedy decoding has no use for them.

@@ -7,7 +7,7 @@ import torch
 from rllr.cli import UserError
 from rllr.files import read_json
 from rllr.lm import models
-from rllr.lm.padding import fill
+from rllr.lm.packing import Packed, by_size, shares_prompts
 
 
 def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto"):
@@ -25,26 +25,33 @@ def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attent
     return model.to(models.device()).eval()
 
 
-def scores(reward, tokenizer, prompts, responses, batch_size: int, kind) -> list[float]:
-    """The reward of each response to its prompt (both token ids)."""
-    whole = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    with models.autocast(kind):
-        return score_sequences(reward, whole, tokenizer.pad_token_id, batch_size).tolist()
+def token_scores(model, batch: Packed, columns: torch.Tensor) -> torch.Tensor:
+    """(N, C) fp32 scores of a SEQ_CLS reward model, PEFT or plain, at `columns` of each response's group."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trunk = getattr(plain, plain.base_model_prefix)
+    hidden = trunk(**batch.inputs(), use_cache=False).last_hidden_state
+    return plain.score(hidden[batch.group, columns])[..., 0]
 
 
 @torch.no_grad()
-def score_sequences(model, sequences: list[list[int]], pad: int, batch_size: int, progress: str = "") -> torch.Tensor:
-    """Scores of whole sequences (prompt + response) by a SEQ_CLS reward model, length-sorted; (N,) fp32 on the CPU.
+def scores(
+    model, tokenizer, prompts: list[list[int]], responses: list[list[int]], batch_size: int, kind, progress: str = ""
+) -> list[float]:
+    """The reward of each response to its prompt (token ids): the head's output at the last token, EOS included.
 
-    The model's own `logits` already are the head's output at the last token that is not padding.
+    Args:
+        batch_size: responses side by side; those of one prompt share it. progress: what the progress bar says.
     """
     from tqdm import tqdm
 
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    scores = torch.empty(len(sequences))
-    for start in tqdm(range(0, len(order), batch_size), desc=progress, disable=not progress, mininterval=2):
-        batch = order[start : start + batch_size]
-        ids, mask = fill([sequences[i] for i in batch], pad, model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        scores[batch] = logits[:, 0].float().cpu()
-    return scores
+    found, shared = [0.0] * len(prompts), shares_prompts(model)
+    with tqdm(total=len(prompts), desc=progress, disable=not progress, mininterval=2) as bar:
+        for numbers in by_size(prompts, responses, batch_size):
+            own = ([part[i] for i in numbers] for part in (prompts, responses))
+            batch = Packed.build(*own, tokenizer.pad_token_id, models.device(), kind, shared)
+            with models.autocast(kind):
+                values = token_scores(model, batch, batch.last())[:, 0]
+            for i, value in zip(numbers, values.tolist(), strict=True):
+                found[i] = value
+            bar.update(len(numbers))
+    return found

@@ -10,12 +10,12 @@ from rllr.lm import models
 from rllr.lm.generation import generate, stop_ids
 
 
-def uniforms(seed: int, ids: list[str], samples: int, length: int) -> torch.Tensor:
-    """(len(ids) * samples, length) numbers in [0, 1), a row's samples together; each depends on seed, id and place.
+def uniforms(keys: list[list[int]], length: int) -> torch.Tensor:
+    """(len(keys), length) numbers in [0, 1), each row a function of its key alone.
 
-    So a sample does not depend on the batch, or on where a run was interrupted.
+    So a sample does not depend on the batch, the number of processes, or on where a run was interrupted.
     """
-    keys = [[seed, zlib.crc32(name.encode()), sample] for name in ids for sample in range(samples)]
+    # Not torch.Generator: its CPU engine reads only the low 32 bits of a seed.
     return torch.from_numpy(np.stack([np.random.default_rng(key).random(length) for key in keys]))
 
 
@@ -27,17 +27,21 @@ def respond(
     max_new_tokens: int,
     kind: torch.dtype,
     numbers: torch.Tensor | None = None,
+    samples: int = 1,
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Yield `(indices, responses)` batch by batch, longest prompts first (so the time left is not underestimated).
 
     Args:
         prompts: lists of token ids.
-        numbers: (len(prompts), max_new_tokens) from `uniforms`; None decodes greedily.
+        batch_size: responses side by side.
+        numbers: (len(prompts) * samples, max_new_tokens) from `uniforms`; None decodes greedily.
+        samples: responses to each prompt; indices count responses, those of a prompt next to each other.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        drawn = None if numbers is None else numbers[batch]
+    size = max(1, batch_size // samples)
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        indices = [i * samples + j for i in batch for j in range(samples)]
         with models.autocast(kind):
             result = generate(
                 model,
@@ -45,18 +49,19 @@ def respond(
                 stop_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 max_new_tokens,
-                drawn,
+                None if numbers is None else numbers[indices],
+                samples=samples,
             )
-        yield batch, result.responses
+        yield indices, result.responses
 
 
 def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind) -> list[list[list[int]]]:
     """`samples` responses (token ids) to each prompt; `config` gives seed, batch_size and max_new_tokens."""
-    numbers = uniforms(config.seed, ids, samples, config.max_new_tokens)
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    found: list = [None] * len(repeated)
+    keys = [[config.seed, zlib.crc32(name.encode()), sample] for name in ids for sample in range(samples)]
+    numbers = uniforms(keys, config.max_new_tokens)
+    found: list = [None] * len(keys)
     for indices, responses in respond(
-        model, tokenizer, repeated, config.batch_size, config.max_new_tokens, kind, numbers
+        model, tokenizer, prompts, config.batch_size, config.max_new_tokens, kind, numbers, samples
     ):
         for i, response in zip(indices, responses, strict=True):
             found[i] = response

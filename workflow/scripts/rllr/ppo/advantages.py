@@ -44,6 +44,16 @@ def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: 
     return advantages
 
 
+def leave_one_out(rewards: torch.Tensor, samples: int) -> torch.Tensor:
+    """Each response's reward less the mean of the others to its prompt (RLOO, Ahmadian et al. 2024, section 3.2).
+
+    Args:
+        rewards: (N,), the `samples` responses to a prompt next to each other.
+    """
+    groups = rewards.view(-1, samples)
+    return ((groups - groups.mean(1, keepdim=True)) * samples / (samples - 1)).flatten()
+
+
 def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Shift and scale to mean 0 and variance 1 (unbiased) over the response tokens of all processes; 0 on padding."""
     kept = values[mask].double()

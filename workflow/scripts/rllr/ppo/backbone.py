@@ -5,7 +5,6 @@ PEFT drops the head of a SEQ_CLS adapter without a word when it is loaded onto a
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,35 +15,7 @@ from torch.nn import functional as F
 
 from rllr.cli import UserError
 from rllr.lm import models
-
-
-@dataclass
-class Sequences:
-    """B prompts with their responses, right-padded for a full forward pass.
-
-    Attributes:
-        ids: (B, T) prompt + response + padding. Padding comes last, so causal attention needs no mask for it.
-        predicts: (B, R) position whose hidden state predicts response token j (for padding: position 0).
-        tokens: (B, R) response token ids.
-        mask: (B, R) bool, true on response tokens.
-    """
-
-    ids: torch.Tensor
-    predicts: torch.Tensor
-    tokens: torch.Tensor
-    mask: torch.Tensor
-
-    @classmethod
-    def build(cls, prompts: list[list[int]], responses: list[list[int]], pad: int, device) -> "Sequences":
-        longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-        width = max(map(len, responses))
-        ids = [p + r + [pad] * (longest - len(p) - len(r)) for p, r in zip(prompts, responses, strict=True)]
-        predicts = [
-            [len(p) - 1 + j if j < len(r) else 0 for j in range(width)] for p, r in zip(prompts, responses, strict=True)
-        ]
-        tokens = [r + [pad] * (width - len(r)) for r in responses]
-        mask = [[j < len(r) for j in range(width)] for r in responses]
-        return cls(*(torch.tensor(part, device=device) for part in (ids, predicts, tokens, mask)))
+from rllr.lm.packing import Packed, shares_prompts
 
 
 class Backbone:
@@ -55,6 +26,7 @@ class Backbone:
         lora: rank, alpha and targets of the policy's fresh adapter (its dropout is not used: PPO has none).
         rewards: reward-model stage folders by role, e.g. {"rm_rllr": Path(...), "rm_rlhf": Path(...)}.
         value_from: the role whose adapter and head the value function starts from; None: a fresh adapter, zero head.
+        critic: whether there is a value function at all.
     """
 
     def __init__(
@@ -66,6 +38,7 @@ class Backbone:
         kind: torch.dtype,
         gradient_checkpointing: bool = False,
         attention: str = "auto",
+        critic: bool = True,
     ) -> None:
         self.kind = kind
         self.checkpointing = gradient_checkpointing
@@ -76,18 +49,21 @@ class Backbone:
             target_modules=list(lora["target_modules"]),
             task_type="CAUSAL_LM",
         )
-        self.model = get_peft_model(models.load_causal(folder, kind, attention), fresh, adapter_name="policy")
+        self.model = get_peft_model(
+            models.load_causal(folder, kind, attention, training=True), fresh, adapter_name="policy"
+        )
         self.plain = self.model.get_base_model()
         self.trunk = getattr(self.plain, self.plain.base_model_prefix)
         self.unembed = self.plain.get_output_embeddings()
         self.device = next(self.model.parameters()).device
+        self.shared = shares_prompts(self.plain)
         hidden = self.plain.config.get_text_config().hidden_size
         self.heads = torch.nn.ModuleDict()
         for role, path in rewards.items():
             self._add_reward(role, path, hidden)
-        if value_from:
+        if critic and value_from:
             self._add_reward("value", rewards[value_from], hidden)
-        else:
+        elif critic:
             self.model.add_adapter("value", fresh)
             self.heads["value"] = models.Fp32Head(hidden, 1, bias=False)
             torch.nn.init.zeros_(self.heads["value"].weight)
@@ -129,14 +105,14 @@ class Backbone:
         ids = torch.tensor([[0, 1, 2, 3]], device=self.device)
         with torch.no_grad(), models.autocast(self.kind):
             expected = self.model(input_ids=ids).logits.float()
-            found = self.unembed(self.hidden(ids)).float()
+            found = self.unembed(self.hidden(input_ids=ids)).float()
         if not torch.allclose(expected, found, atol=1e-3, rtol=1e-2):
             raise UserError(f"{type(self.plain).__name__} changes its logits after the output layer; not supported")
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """What the optimiser sees: the LoRA weights of policy and value, and the value head."""
+        """What the optimiser sees: the LoRA weights of the policy; those of the value function and its head."""
         found = {n: p for n, p in self.model.named_parameters() if ".policy." in n or ".value." in n}
-        return {**found, "value_head": self.heads["value"].weight}
+        return {**found, "value_head": self.heads["value"].weight} if "value" in self.heads else found
 
     def use(self, adapter: str | None) -> None:
         """Switch to one adapter; None: the reference policy, all adapters off."""
@@ -147,36 +123,38 @@ class Backbone:
         for parameter, trained in self.requires_grad:  # PEFT's switches flip it
             parameter.requires_grad_(trained)
 
-    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
-        """(B, T, H) last hidden states under the current adapter."""
-        self.model.train(self.checkpointing and torch.is_grad_enabled())  # transformers checkpoints in train mode only
-        return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
+    def pack(self, prompts: list[list[int]], responses: list[list[int]], pad: int) -> Packed:
+        """Token ids as one forward pass; neighbours with the same prompt share it."""
+        return Packed.build(prompts, responses, pad, self.device, self.kind, self.shared)
 
-    def logprobs(self, adapter: str | None, batch: Sequences, temperature: float) -> torch.Tensor:
-        """(B, R) fp32 log-probabilities of the response tokens, 0 on padding; logits at those positions only."""
+    def hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """(G, T, H) last hidden states under the current adapter."""
+        self.model.train(self.checkpointing and torch.is_grad_enabled())  # transformers checkpoints in train mode only
+        return self.trunk(**inputs, use_cache=False).last_hidden_state
+
+    def logprobs(self, adapter: str | None, batch: Packed, temperature: float) -> torch.Tensor:
+        """(N, R) fp32 log-probabilities of the response tokens, 0 on padding; logits at those positions only."""
         self.use(adapter)
         with models.autocast(self.kind):
-            hidden = self.hidden(batch.ids)
-            rows = torch.arange(len(batch.ids), device=self.device)[:, None].expand_as(batch.mask)[batch.mask]
-            logits = self.unembed(hidden[rows, batch.predicts[batch.mask]])
-        losses = F.cross_entropy(logits.float() / temperature, batch.tokens[batch.mask], reduction="none")
-        return torch.zeros(batch.mask.shape, device=self.device).masked_scatter(batch.mask, -losses)
+            hidden = self.hidden(**batch.inputs())
+            rows = batch.group.expand_as(batch.kept)[batch.kept]
+            logits = self.unembed(hidden[rows, batch.predicts[batch.kept]])
+        losses = F.cross_entropy(logits.float() / temperature, batch.tokens[batch.kept], reduction="none")
+        return torch.zeros(batch.kept.shape, device=self.device).masked_scatter(batch.kept, -losses)
 
-    def values(self, batch: Sequences) -> torch.Tensor:
-        """(B, R) fp32 value of the state before each response token, 0 on padding."""
-        return self._head_at("value", batch, batch.predicts) * batch.mask
+    def values(self, batch: Packed) -> torch.Tensor:
+        """(N, R) fp32 value of the state before each response token, 0 on padding."""
+        return self._head_at("value", batch, batch.predicts) * batch.kept
 
-    def scores(self, role: str, batch: Sequences) -> torch.Tensor:
-        """(B,) fp32 reward: the head's output at the last response token, EOS included."""
-        last = (batch.predicts[:, :1] + batch.mask.sum(1, keepdim=True)).to(batch.ids)
-        return self._head_at(role, batch, last)[:, 0]
+    def scores(self, role: str, batch: Packed) -> torch.Tensor:
+        """(N,) fp32 reward: the head's output at the last response token, EOS included."""
+        return self._head_at(role, batch, batch.last())[:, 0]
 
-    def _head_at(self, role: str, batch: Sequences, positions: torch.Tensor) -> torch.Tensor:
+    def _head_at(self, role: str, batch: Packed, columns: torch.Tensor) -> torch.Tensor:
         self.use(role)
         with models.autocast(self.kind):
-            hidden = self.hidden(batch.ids)
-            rows = torch.arange(len(positions), device=self.device)[:, None]
-            return self.heads[role](hidden[rows, positions])[..., 0]
+            hidden = self.hidden(**batch.inputs())
+            return self.heads[role](hidden[batch.group, columns])[..., 0]
 
 
 def _adapter_config(folder: Path) -> dict:

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from rllr import ranks
 from rllr.cli import UserError
 from rllr.lm.generation import decoded, stop_ids
-from rllr.ppo.advantages import AdaptiveKL, gae, token_rewards, whiten
-from rllr.ppo.backbone import Backbone, Sequences
-from rllr.ppo.losses import explained_variance, policy_loss, value_loss
-from rllr.ppo.rollout import Rollout, roll_out, uniforms
+from rllr.lm.packing import Packed
+from rllr.lm.sampling import uniforms
+from rllr.ppo.advantages import AdaptiveKL, gae, leave_one_out, token_rewards, whiten
+from rllr.ppo.backbone import Backbone
+from rllr.ppo.losses import explained_variance, group_policy_loss, policy_loss, value_loss
+from rllr.ppo.rollout import Rollout, keys, roll_out
 from rllr.ppo.scoring import Rewards, RunningMoments, is_correct, mix
 from rllr.tasks import Task, read_label
 
@@ -44,6 +46,8 @@ class PPOConfig:
     cutoff: int
     max_new_tokens: int | str  # auto until the run has read the training responses
     temperature: float
+    samples_per_prompt: int
+    baseline: str
     label_reward_threshold: float | str
     score_norm: bool
     kl_beta: float
@@ -67,16 +71,17 @@ class PPOConfig:
 
 @dataclass
 class Batch:
-    """A scored rollout, longest first; every tensor is (B, R) over response tokens but `mask`'s row sums and scores."""
+    """A scored rollout of B responses, longest first; tensors are (B, R) over response tokens unless said."""
 
     rollout: Rollout
     texts: list[str]
     mask: torch.Tensor  # bool
     old: torch.Tensor  # log-probabilities under the sampling distribution
-    values: torch.Tensor
-    advantages: torch.Tensor  # whitened
-    returns: torch.Tensor
-    value_loss: torch.Tensor | None  # sum over response tokens, where `learn_values` has seen to it
+    advantages: torch.Tensor  # whitened; with leave_one_out (B,), of whole responses
+    # With a value function:
+    values: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+    value_loss: torch.Tensor | None = None  # sum over response tokens, where `learn_values` has seen to it
 
 
 @dataclass
@@ -99,6 +104,8 @@ class Trainer:
                 f"batch_size {config.batch_size} is not a multiple of updates {config.updates} "
                 f"x {ranks.world()} processes"
             )
+        self.grouped = config.baseline == "leave_one_out"
+        self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
         self.parameters = list(self.backbone.trained().values())
@@ -139,15 +146,18 @@ class Trainer:
     def roll_out(self, rows: list[dict], prompts: list[list[int]], epoch: int, indices: list[int]) -> Rollout:
         """Sample responses; the result is sorted by length, longest first, so that later passes pad little."""
         config = self.config
-        numbers = uniforms(config.seed, epoch, indices, config.max_new_tokens)
+        samples = config.samples_per_prompt
+        numbers = uniforms(keys(config.seed, epoch, indices, samples), config.max_new_tokens)
         rollout = roll_out(
             self.backbone, rows, prompts, numbers, self.stops, self.tokenizer.pad_token_id,
-            config.temperature, config.rollout_batch_size,
+            config.temperature, config.rollout_batch_size, samples,
         )  # fmt: skip
-        for row, logprobs in zip(rows, rollout.logprobs):
+        for row, logprobs in zip(rollout.rows, rollout.logprobs):
             if not all(map(math.isfinite, logprobs)):
                 raise self.fault("log-probabilities of the rollout", row)
-        order = sorted(range(len(rows)), key=lambda i: -len(prompts[i]) - len(rollout.responses[i]))
+        groups = [range(start, start + samples) for start in range(0, len(rollout.rows), samples)]
+        groups.sort(key=lambda group: -len(rollout.prompts[group[0]]) - max(len(rollout.responses[i]) for i in group))
+        order = [i for group in groups for i in group]
         return Rollout(*([part[i] for i in order] for part in vars(rollout).values()))
 
     # 2. score
@@ -176,22 +186,25 @@ class Trainer:
     # 3. advantages
 
     def advantages(self, rollout: Rollout, texts: list[str], scores: torch.Tensor) -> tuple[Batch, dict]:
-        """Rewards per token, GAE, whitening."""
+        """What each token, or each response as a whole, did better than expected; the KL to the reference."""
         config, device = self.config, self.backbone.device
         width = max(map(len, rollout.responses), default=0)
         old = torch.tensor([p + [0.0] * (width - len(p)) for p in rollout.logprobs], device=device)
         mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
         reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
-        rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
-        if config.updates * config.update_epochs == 1:
-            values, loss = self.learn_values(rollout, rewards, mask)
+        divergence = ((old - reference) * mask).sum(1)
+        if self.grouped:
+            advantages = leave_one_out(scores - self.kl.beta * divergence, config.samples_per_prompt)
+            batch = Batch(rollout, texts, mask, old, advantages)
         else:
-            values, loss = self.forward(rollout, self.backbone.values), None
-        advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
-        batch = Batch(rollout, texts, mask, old, values, whiten(advantages, mask), advantages + values, loss)
-        kl, n = ranks.total(
-            torch.stack([((old - reference) * mask).sum(), mask.new_tensor(len(mask), dtype=torch.float)])
-        )
+            rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
+            if self.single:
+                values, loss = self.learn_values(rollout, rewards, mask)
+            else:
+                values, loss = self.forward(rollout, self.backbone.values), None
+            advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+            batch = Batch(rollout, texts, mask, old, whiten(advantages, mask), values, advantages + values, loss)
+        kl, n = ranks.total(torch.stack([divergence.sum(), mask.new_tensor(len(mask), dtype=torch.float)]))
         return batch, {"kl": (kl / n).item(), "beta": self.kl.beta, "samples": int(n)}
 
     def learn_values(
@@ -205,7 +218,7 @@ class Trainer:
         tokens = ranks.total(mask.sum().float())
         for micro in self.micro_batches(list(range(len(mask)))):
             sequences = self.sequences(rollout, micro)
-            width = sequences.mask.shape[1]
+            width = sequences.kept.shape[1]
             new, kept = self.backbone.values(sequences), mask[micro, :width]
             old = new.detach()
             returns = gae(rewards[micro, :width], old, kept, config.gamma, config.gae_lambda) + old
@@ -223,12 +236,16 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         shuffle = np.random.default_rng([config.seed, self.iteration])
-        steps = []
+        samples, steps = config.samples_per_prompt, []
         for _ in range(config.update_epochs):
-            order = shuffle.permutation(len(batch.mask)).tolist()
+            order = shuffle.permutation(len(batch.mask) // samples).tolist()
             for part in range(config.updates):
-                steps.append(self.update(batch, sorted(order[part :: config.updates])))
-        mean = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+                groups = sorted(order[part :: config.updates])
+                rows = [group * samples + j for group in groups for j in range(samples)]
+                if ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device)):  # a short last batch
+                    steps.append(self.update(batch, rows))
+        known = {key: [step[key] for step in steps if step[key] is not None] for key in steps[0]}
+        mean = {key: sum(values) / len(values) if values else None for key, values in known.items()}
         return {**mean, "learning_rate": self.learning_rate()}
 
     def learning_rate(self) -> float:
@@ -238,42 +255,54 @@ class Trainer:
     def update(self, batch: Batch, rows: list[int]) -> dict:
         """One optimiser step on the responses `rows` of the batch, micro-batch by micro-batch.
 
-        Losses are normalised by the response tokens of the whole optimiser batch over all processes.
+        Losses are normalised by the response tokens of the whole optimiser batch over all processes; those of whole
+        responses by their number. With one step an iteration the ratio is taken to the step's own log-probabilities:
+        the kernels that sampled differ from those that train by more than rounding (logged as `drift`).
         """
-        config = self.config
-        tokens = ranks.total(batch.mask[rows].sum().float())
-        sums = torch.zeros(4, device=self.backbone.device)  # policy loss, ratio, clipped, value loss
+        config, device = self.config, self.backbone.device
+        tokens, responses = ranks.total(torch.tensor([batch.mask[rows].sum().item(), len(rows)], device=device))
+        loss_of, count = (group_policy_loss, responses) if self.grouped else (policy_loss, tokens)
+        sums = torch.zeros(5, device=device)  # policy loss, clipped, value loss, ratio, drift
         for micro in self.micro_batches(rows):
             sequences = self.sequences(batch.rollout, micro)
-            width = sequences.mask.shape[1]
-            mask, old, values, advantages, returns = (
-                part[micro, :width] for part in (batch.mask, batch.old, batch.values, batch.advantages, batch.returns)
-            )
+            width = sequences.kept.shape[1]
+            mask, old = batch.mask[micro, :width], batch.old[micro, :width]
+            advantages = batch.advantages[micro] if self.grouped else batch.advantages[micro, :width]
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
-            policy, ratio, clipped = policy_loss(logprobs, old, advantages, mask, config.clip)
-            self.backward(policy / tokens, "policy loss", batch.rollout, micro)
-            sums[:3] += torch.stack([policy.detach(), ratio, clipped.float()])
-            if batch.value_loss is None:
+            drift = (logprobs.detach() - old) * mask
+            before = logprobs.detach() if self.single else old
+            policy, _, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
+            self.backward(policy / count, "policy loss", batch.rollout, micro)
+            sums[[0, 1, 3, 4]] += torch.stack(
+                [policy.detach(), clipped.float(), (drift.exp() * mask).sum(), drift.abs().sum()]
+            )
+            if batch.values is not None and batch.value_loss is None:
+                values, returns = batch.values[micro, :width], batch.returns[micro, :width]
                 value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)
                 self.backward(config.value_coef * value / tokens, "value loss", batch.rollout, micro)
-                sums[3] += value.detach()
+                sums[2] += value.detach()
         if batch.value_loss is not None:
-            sums[3] = batch.value_loss
-        policy, ratio, clipped, value = (ranks.total(sums) / tokens).tolist()
-        skipped = ratio > config.ratio_limit
-        norm = self.reduce_gradients(batch, rows)
+            sums[2] = batch.value_loss
+        counts = torch.stack([count, count, tokens, tokens, tokens])
+        policy, clipped, value, ratio, drift = (ranks.total(sums) / counts).tolist()
+        norm, skipped = self.reduce_gradients(batch, rows), ratio > config.ratio_limit
+        scale = self.scaler.get_scale()
         if not skipped:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        skipped |= self.scaler.get_scale() < scale  # fp16: the gradient had overflowed
+        critic = {} if self.grouped else {"value_loss": value}
         return {
             "policy_loss": policy,
-            "value_loss": value,
+            **critic,
             "loss": policy + config.value_coef * value,
             "ratio": ratio,
+            "drift": drift,
             "clip_fraction": clipped,
-            "gradient_norm": norm,
+            "gradient_norm": norm if math.isfinite(norm) else None,
             "skipped": float(skipped),
+            **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
         }
 
     def backward(self, loss: torch.Tensor, what: str, rollout: Rollout, micro: list[int]) -> None:
@@ -302,12 +331,12 @@ class Trainer:
         size = self.config.micro_batch_size
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def sequences(self, rollout: Rollout, rows: list[int]) -> Sequences:
+    def sequences(self, rollout: Rollout, rows: list[int]) -> Packed:
         prompts, responses = ([part[i] for i in rows] for part in (rollout.prompts, rollout.responses))
-        return Sequences.build(prompts, responses, self.tokenizer.pad_token_id, self.backbone.device)
+        return self.backbone.pack(prompts, responses, self.tokenizer.pad_token_id)
 
     @torch.no_grad()
-    def forward(self, rollout: Rollout, function: Callable[[Sequences], torch.Tensor]) -> torch.Tensor:
+    def forward(self, rollout: Rollout, function: Callable[[Packed], torch.Tensor]) -> torch.Tensor:
         """`function` over the rollout in chunks, without gradients; (B, R) results padded to the widest response."""
         width, size = max(map(len, rollout.responses), default=0), self.config.rollout_batch_size
         parts = []
@@ -361,11 +390,13 @@ class Trainer:
                 metrics["capped_share"] = sum(v > capped for v in labels) / len(labels)
         else:
             metrics["reward"] = metrics["rationale_reward"]
-        everywhere = [torch.tensor(ranks.gather(part[batch.mask].tolist())) for part in (batch.values, batch.returns)]
+        if batch.values is not None:
+            parts = (batch.values, batch.returns)
+            everywhere = [torch.tensor(ranks.gather(part[batch.mask].tolist())) for part in parts]
+            metrics["explained_variance"] = explained_variance(*everywhere)
         seconds = sum(clock.seconds.values())
         return {
             **metrics,
-            "explained_variance": explained_variance(*everywhere),
             "samples_per_second": len(per_response) / seconds,
             **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
             "peak_memory_gib": peak_memory(),

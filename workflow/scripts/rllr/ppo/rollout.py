@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from rllr.lm import models
@@ -29,14 +28,9 @@ class Rollout:
     entropies: list[list[float]]
 
 
-def uniforms(seed: int, epoch: int, indices: list[int], length: int) -> torch.Tensor:
-    """(B, length) numbers in [0, 1) that depend on seed, epoch and prompt index alone.
-
-    So a sample does not depend on the batch, the number of processes, or on where a run was interrupted.
-    """
-    # Not torch.Generator: its CPU engine reads only the low 32 bits of a seed.
-    numbers = [np.random.default_rng([seed, epoch, index]).random(length) for index in indices]
-    return torch.from_numpy(np.stack(numbers))
+def keys(seed: int, epoch: int, indices: list[int], samples: int) -> list[list[int]]:
+    """What decides each response to the prompts `indices`: seed, epoch, prompt and, of several, its number."""
+    return [[seed, epoch, i, *([j] if samples > 1 else [])] for i in indices for j in range(samples)]
 
 
 def roll_out(
@@ -48,23 +42,29 @@ def roll_out(
     pad: int,
     temperature: float,
     batch_size: int,
+    samples: int = 1,
 ) -> Rollout:
-    """Sample one response per prompt, `batch_size` side by side, from the whole distribution (no top-k, no top-p).
+    """Sample responses from the whole distribution (no top-k, no top-p), `batch_size` side by side.
 
     Args:
-        numbers: (B, max_new_tokens) from `uniforms`.
+        numbers: (len(prompts) * samples, max_new_tokens) from `uniforms`.
+        samples: responses to each prompt, next to each other in the result.
     """
     backbone.use("policy")
     backbone.model.eval()
-    rollout = Rollout(rows, prompts, *([None] * len(prompts) for _ in range(3)))
+    repeated = [[part for part in parts for _ in range(samples)] for parts in (rows, prompts)]
+    rollout = Rollout(*repeated, *([None] * len(numbers) for _ in range(3)))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    size = max(1, batch_size // samples)
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        own = [i * samples + j for i in batch for j in range(samples)]
         with models.autocast(backbone.kind):
             result = generate(
-                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1], numbers[batch], temperature
-            )
-        for place, i in enumerate(batch):
+                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1], numbers[own], temperature,
+                samples,
+            )  # fmt: skip
+        for place, i in enumerate(own):
             rollout.responses[i] = result.responses[place]
             rollout.logprobs[i] = result.logprobs[place]
             rollout.entropies[i] = result.entropies[place]

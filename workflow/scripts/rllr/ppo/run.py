@@ -107,11 +107,13 @@ class Run:
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)
         backbone = Backbone(
-            self.base, config.lora, self.folders, value_from, kind, config.gradient_checkpointing, config.attention
-        )
+            self.base, config.lora, self.folders, value_from, kind, config.gradient_checkpointing, config.attention,
+            critic=config.baseline == "value",
+        )  # fmt: skip
         models.describe(backbone.model, kind)
         log(
-            f"{config.stage}: {len(self.rows)} prompts x {config.epochs} epochs in batches of {config.batch_size} = "
+            f"{config.stage}: {len(self.rows)} prompts x {config.epochs} epochs in batches of {config.batch_size}, "
+            f"{config.samples_per_prompt} response(s) to each, baseline {config.baseline} = "
             f"{self.iterations} iterations of {config.updates * config.update_epochs} optimiser step(s), "
             f"micro-batch {config.micro_batch_size}, {ranks.world()} process(es)"
         )

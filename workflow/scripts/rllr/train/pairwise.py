@@ -9,110 +9,114 @@ from torch.nn import functional as F
 
 from rllr import checkpoints, cli, ranks
 from rllr.files import stage_lock, write_json, write_jsonl
-from rllr.lm import budget, models
-from rllr.lm.rewards import score_sequences
+from rllr.lm import budget, models, rewards
+from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
 from rllr.train.batches import EveryRowOnce
 from rllr.train.trainer import TrainingConfig, train, trainer_arguments
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
-    """Pairs -> `chosen_ids`, `rejected_ids`, with one prompt that leaves room for the longer side."""
+    """Pairs -> `prompt_ids`, which leave room for the longer side, and the responses `chosen_ids`, `rejected_ids`."""
     encoded = []
     for row in rows:
         chosen, rejected = (encoder.response(text) for text in row["output"])
-        longer = max(len(chosen), len(rejected))
-        prompt = encoder.prompt(row, room=longer)
-        ids = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
-        encoded.append({**ids, "length": len(prompt) + longer})
+        prompt = encoder.prompt(row, room=max(len(chosen), len(rejected)))
+        ids = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        encoded.append({**ids, "length": len(prompt) + len(chosen) + len(rejected)})
     return encoded
 
 
 def blank(eos: int) -> dict:
     """A pair of equal sides: it fills up batches and weighs nothing."""
-    return {"chosen_ids": [eos], "rejected_ids": [eos], "length": 1}
+    return {"prompt_ids": [eos], "chosen_ids": [eos], "rejected_ids": [eos], "length": 3}
 
 
-def response_scores(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The score of each sequence: the head's output at the last token its mask covers, EOS included.
-
-    Args:
-        scores: (B, T) per-token scores. mask: (B, T), 1 on real tokens; padding may stand on either side.
-
-    Returns:
-        (B,) scores.
-    """
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (mask.long() * positions).argmax(dim=1)
-    return scores.gather(1, last[:, None])[:, 0]
+def both_sides(rows: list[dict]) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts and responses of encoded pairs: chosen, rejected, chosen, ..."""
+    prompts = [row["prompt_ids"] for row in rows for _ in range(2)]
+    return prompts, [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
 
 
-def pairwise_loss(
-    chosen: torch.Tensor, rejected: torch.Tensor, chosen_ids: torch.Tensor, rejected_ids: torch.Tensor, pad: int
-) -> torch.Tensor:
-    """-log sigmoid(chosen - rejected), averaged over a pair's tokens from the first that differs, then over pairs.
+def differing(tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """(B, R) where the two sides of a pair differ; both (2B, R), chosen and rejected in turn."""
+    return (tokens[::2] != tokens[1::2]) & (kept[::2] | kept[1::2]) | (kept[::2] != kept[1::2])
+
+
+def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(chosen - rejected), averaged over a pair's tokens from the first that differs.
 
     The span ends with the longer side; past its end the shorter side counts with its last score (the published
     code, after LLaMA-Factory, reads scores of padding there).
 
     Args:
-        chosen, rejected: (B, T) per-token scores, right-padded. chosen_ids, rejected_ids: (B, T) token ids.
+        scores, tokens, kept: (2B, R) per-token scores of the responses, their ids, true on response tokens; chosen and
+            rejected in turn.
 
     Returns:
         (B,) losses; 0 for a pair of equal sides.
     """
-    positions = torch.arange(chosen.shape[1], device=chosen.device)
-    ends = torch.stack([(ids != pad).sum(1) for ids in (chosen_ids, rejected_ids)])  # (2, B) lengths
-    held = [s.gather(1, torch.minimum(positions[None], end[:, None] - 1)) for s, end in zip((chosen, rejected), ends)]
-    differ = chosen_ids != rejected_ids
-    first = differ.float().argmax(1)
-    span = (positions >= first[:, None]) & (positions < ends.max(0).values[:, None]) & differ.any(1, keepdim=True)
-    losses = -F.logsigmoid(held[0] - held[1])
+    positions = torch.arange(scores.shape[1], device=scores.device)
+    ends = kept.sum(1, keepdim=True)  # (2B, 1) lengths
+    held = scores.gather(1, torch.minimum(positions[None], ends - 1))
+    differ = differing(tokens, kept)
+    first = differ.float().argmax(1, keepdim=True)
+    longer = torch.maximum(ends[::2], ends[1::2])
+    span = (positions >= first) & (positions < longer) & differ.any(1, keepdim=True)
+    losses = -F.logsigmoid(held[::2] - held[1::2])
     return (losses * span).sum(1) / span.sum(1).clamp(min=1)
 
 
-def make_trainer(model, pad: int, **arguments):
-    """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone."""
+def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
+    """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone.
+
+    The two sides of a pair share their prompt in one pass, where the architecture allows it.
+    """
     from trl import RewardTrainer
 
-    def differ(ids):  # (2B, T) chosen, then rejected -> (B,) bool: all but blank pairs
-        chosen, rejected = ids.chunk(2)
-        return (chosen != rejected).any(1)
+    shared = shares_prompts(model)
+    cli.log(f"prompts of pairs: {'computed once for both sides' if shared else 'computed for each side (ALiBi)'}")
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
+        return {**batch.inputs(), **{name: getattr(batch, name) for name in ("group", "places", "tokens", "kept")}}
 
     class PairTrainer(EveryRowOnce, RewardTrainer):
         def items(self, batch) -> torch.Tensor:
-            return differ(batch["input_ids"]).sum()
+            return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            group, places, tokens, kept = (inputs.pop(name) for name in ("group", "places", "tokens", "kept"))
             model(**inputs, use_cache=False)
-            chosen, rejected = captured["scores"].squeeze(-1).chunk(2)
-            chosen_ids, rejected_ids = inputs["input_ids"].chunk(2)
-            wins = response_scores(chosen, chosen_ids != pad) > response_scores(rejected, rejected_ids != pad)
-            real = differ(inputs["input_ids"])
-            right, pairs = ranks.total(torch.stack([(wins & real).sum(), real.sum()]).float()).tolist()
+            scores = captured["scores"].squeeze(-1)[group, places]
+            last = scores.gather(1, kept.sum(1, keepdim=True) - 1)[:, 0]
+            real = differing(tokens, kept).any(1)
+            right, pairs = ranks.total(
+                torch.stack([((last[::2] > last[1::2]) & real).sum(), real.sum()]).float()
+            ).tolist()
             if pairs:
                 self._metrics["train"]["pair_accuracy"].append(right / pairs)
-            losses = pairwise_loss(chosen, rejected, chosen_ids, rejected_ids, pad)
+            losses = pairwise_loss(scores, tokens, kept)
             return losses.sum() / num_items_in_batch * self.accelerator.num_processes
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
     # the call still goes through whatever wraps the model (DDP).
     captured = {}
-    trainer = PairTrainer(model=model, **arguments)
+    trainer = PairTrainer(model=model, data_collator=collate, **arguments)
     head = trainer.model.get_base_model().score.modules_to_save["default"]
     head.register_forward_hook(lambda module, args, output: captured.update(scores=output))
     return trainer
 
 
-def evaluate(model, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int) -> tuple[dict, list[dict]]:
+def evaluate(
+    model, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, kind: torch.dtype
+) -> tuple[dict, list[dict]]:
     """metrics.json and the scores behind it."""
-    pad, metrics, scored = encoder.tokenizer.pad_token_id, {}, []
+    metrics, scored = {}, []
     for name, rows in rows_of.items():
-        encoded = encode(rows, encoder)
-        sides = [
-            score_sequences(model, [row[side] for row in encoded], pad, batch_size, f"scoring {name}")
-            for side in ("chosen_ids", "rejected_ids")
-        ]
+        prompts, responses = both_sides(encode(rows, encoder))
+        values = rewards.scores(model, encoder.tokenizer, prompts, responses, batch_size, kind, f"scoring {name}")
+        sides = torch.tensor(values[::2]), torch.tensor(values[1::2])
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
             metrics["chosen_median_validation"] = sides[0].median().item()
@@ -160,7 +164,9 @@ def train_reward_model(
         tokenizer = models.load_tokenizer(base)
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder)
-        lengths = [len(row[side]) for row in encoded for side in ("chosen_ids", "rejected_ids")]
+        lengths = [
+            len(row["prompt_ids"]) + len(row[side]) for row in encoded for side in ("chosen_ids", "rejected_ids")
+        ]
         encoder.report(str(train_file), lengths)
         budget.check(base, asdict(config), "reward", int(config.epochs * sum(lengths)), out)
         inputs = [config_file, base, train_file]
@@ -169,8 +175,9 @@ def train_reward_model(
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
         trainer = make_trainer(
-            models.load_scorer(base, kind, config.attention),
+            models.load_scorer(base, kind, config.attention, training=True),
             tokenizer.pad_token_id,
+            kind,
             args=RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
             train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
             processing_class=tokenizer,
@@ -181,8 +188,9 @@ def train_reward_model(
         train(trainer, folder, out)
 
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
-        with models.autocast(kind):
-            metrics, scored = evaluate(model, held_out, Encoder(tokenizer, config.cutoff), 2 * config.micro_batch_size)
+        # Without gradients: more rows fit than in training.
+        batch_size = 8 * config.micro_batch_size
+        metrics, scored = evaluate(model, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
         if ranks.rank() == 0:
             write_jsonl(out / "pair_scores.jsonl", scored)
             write_json(out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})

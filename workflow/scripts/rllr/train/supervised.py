@@ -80,7 +80,7 @@ def fine_tune(config: TrainingConfig, config_file: Path, base: Path, data: Path,
         arguments = trainer_arguments(config, len(encoded), folder, kind)
         set_seed(config.seed)
         trainer = make_trainer(
-            model=models.load_causal(base, kind, config.attention),
+            model=models.load_causal(base, kind, config.attention, training=True),
             args=SFTConfig(**arguments, remove_unused_columns=False),
             train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
             processing_class=tokenizer,

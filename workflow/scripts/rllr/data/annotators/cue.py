@@ -71,14 +71,14 @@ def phrase(cue: str) -> str:
 
 
 def sentence(cited: list[str], claim: str, pair: bool) -> str:
-    """The rationale that cites these cues for a claim."""
+    """The rationale that cites these cues for a claim: the claim first, so that its first word carries the decision."""
+    claim = claim[0].upper() + claim[1:]
     if not cited:
-        return f"The {'two texts' if pair else 'text'} as a whole {'suggest' if pair else 'suggests'} {claim}."
+        return f"{claim}, as the {'two texts' if pair else 'text'} as a whole {'suggest' if pair else 'suggests'}."
     if pair:
-        text = " and ".join(map(phrase, cited))
-        return f"{text[0].upper()}{text[1:]}, which suggests {claim}."
+        return f"{claim}, as {' and '.join(map(phrase, cited))}."
     quoted = " and ".join(f'"{cue}"' for cue in cited)
-    return f"The word{'s' if len(cited) > 1 else ''} {quoted} suggest{'' if len(cited) > 1 else 's'} {claim}."
+    return f"{claim}, as {quoted} suggest{'' if len(cited) > 1 else 's'}."
 
 
 class CueAnnotator:
@@ -96,7 +96,7 @@ class CueAnnotator:
     def __init__(
         self,
         specs: dict[str, TaskSpec],
-        cited: int = 2,
+        cited: int = 1,
         min_count: int = 2,
         max_share: float = 0.3,
         folds: int = FOLDS,
