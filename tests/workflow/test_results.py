@@ -92,6 +92,44 @@ def test_a_finished_model_answers_texts(everything):
     assert done.returncode == 0 and done.stdout.count("Label: ") == 2, done.stderr
 
 
+def test_the_standalone_model_answers_through_a_server(everything, tmp_path):
+    """Any OpenAI-compatible server: nothing but the folder's own chat template and generation config."""
+    pytest.importorskip("uvicorn", reason="needs fastapi and uvicorn")
+    from openai import OpenAI
+
+    from serving import served
+
+    folder = everything.folder / "results/tiny/rllr_mix"
+    answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
+    room = json.loads((folder / "model.json").read_text())["max_new_tokens"]
+    with served(str(folder / "model"), tmp_path / "server.log") as address:
+        client = OpenAI(base_url=address, api_key="none")
+        for row in lines(everything.folder / "results/data/demo/test.jsonl")[:5]:
+            turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
+            found = client.chat.completions.create(model=str(folder / "model"), messages=[turn], max_tokens=room)
+            assert found.choices[0].message.content == answers[row["id"]]
+
+
+def test_lines_of_jsonl_are_answered_as_the_test_file_is(everything):
+    results = everything.folder / "results"
+    known = {row["id"]: row for row in lines(results / "tiny/rllr_mix/predictions.jsonl")}
+    rows = [row for row in lines(results / "data/demo/test.jsonl") if row["task"] == "movie_reviews"]
+    given = [json.dumps({"text": row["input"], "id": row["id"]}) for row in rows]
+    given.insert(1, "{")
+    arguments = ["--model", "results/tiny/rllr_mix", "--task", "movie_reviews", "--jsonl"]
+    done = program(everything, "predict.py", *arguments, stdin="\n".join(given))
+    assert done.returncode == 1 and done.stderr.endswith(
+        "error: 1 lines could not be answered: each has an error in its place\n"
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "not JSON" in found.pop(1)["error"]
+    assert [line["id"] for line in found] == [row["id"] for row in rows]
+    for line in found:
+        expected = known[line["id"]]
+        assert (line["label"], line["answer"]) == (expected["prediction"], expected["answer"])
+        assert line["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
+
+
 def test_score_agrees_with_the_reward_models_own_evaluation(everything):
     results = everything.folder / "results"
     pairs = lines(results / "data/demo/label_sensitive_pairs_for_test.jsonl")

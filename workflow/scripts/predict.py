@@ -121,7 +121,7 @@ def main() -> None:
     texts = Texts(predictor, task, instruction, temperature, args.abstain_below)
     if args.text is None:
         if bad := answer_lines(texts, args.jsonl):
-            raise UserError(f"{bad} lines could not be answered: they have an error in their place")
+            raise UserError(f"{bad} lines could not be answered: each has an error in its place")
         return
     (line,) = texts.answer([{"text": args.text} | ({} if args.text2 is None else {"text2": args.text2})])
     if "error" in line:
