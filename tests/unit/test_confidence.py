@@ -116,11 +116,23 @@ def test_scores_are_weighed_as_they_are_written():
 
 def test_an_answer_line_of_another_form_is_completed_where_it_stands():
     task = Task("x", "label", ("yes", "no"), answer=r"so the answer is (.*)\.$")
-    assert confidence.completed("Hm, so the answer is yes.", task) == [
-        "Hm, so the answer is yes",
-        "Hm, so the answer is no",
-    ]
+    assert confidence.completed("Hm, so the answer is yes.", task) == (
+        ["Hm, so the answer is yes", "Hm, so the answer is no"],
+        True,
+    )
     assert confidence.completed("Hm.", task) is None  # how it would go on is not known
+
+
+def test_an_answer_that_begins_with_its_label_decides_there(merged, tokenizer):
+    """Its answer line only repeats it, and would be sure of anything."""
+    answer = 'Not equivalent, as both say "x".\nLabel: not equivalent'
+    task = Task("x", "label", ("equivalent", "not equivalent"))
+    assert confidence.completed(answer, task) == (["Equivalent,", "Not equivalent,"], False)
+    assert confidence.completed("World leaders met.\nLabel: world", Task("x", "label", ("world", "us")))[1]
+    model, encoder = models.load_causal(merged, torch.float32), Encoder(tokenizer, 500)
+    (found,) = confidence.label_logprobs(model, encoder, [[7, 8]], [answer], [task], 8, torch.float32)
+    expected = [by_hand(model, [7, 8], encoder.ids(text)) for text in ("Equivalent,", "Not equivalent,")]
+    assert list(found.values()) == pytest.approx(expected, abs=2e-3)
 
 
 def test_the_temperature_is_logistic_regressions():

@@ -56,7 +56,7 @@ def write_run(folder: Path, shares: dict[str, float], seed: int = 0) -> Path:
         used = {"config": None, "base": None, "adapter": None, "reward": None}
         write_json(
             folder / "m" / method / "model.json",
-            {**used, "tasks": dump_tasks(tasks), "instructions": {}, "max_new_tokens": 9},
+            {**used, "tasks": dump_tasks(tasks), "instructions": {}, "temperatures": {"reviews": 1.5}},
         )
         (folder / "m" / method / "config.yaml").write_text(f"seed: {seed}\nlearning_rate: 1.0e-4\n")
     return folder
@@ -212,7 +212,16 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     assert not checker.open and "<script" not in page
     links = [value for tag, attributes in checker.tags for key, value in attributes.items() if key in ("src", "href")]
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links) and len(links) >= 6
-    for heading in ("Summary", "Won:", "Lost:", "Unparsed:", "Reward models", "Training", "Configuration"):
+    for heading in (
+        "Summary",
+        "Won:",
+        "Lost:",
+        "Unparsed:",
+        "Reward models",
+        "Training",
+        "Configuration",
+        "reviews 1.50",
+    ):
         assert heading in page, heading
 
 

@@ -117,10 +117,13 @@ def methods_part(run: Run) -> str:
         caption = f"{method}: gold labels down, labels read from the answers across."
         parts += [figure(run.folder / method / "confusion.svg", caption), examples(run, method)]
         caption = (
-            f"{method}: accuracy of the answers that are surest of their label, by the label's probability given the "
-            "rationale (calibrated on the validation slice) or its share of the votes."
+            f"{method}: accuracy of the answers that are surest of their label, by its probability (calibrated on the "
+            "validation slice) or by its share of the votes."
         )
         parts.append(figure(run.folder / method / "coverage.svg", caption))
+        if fitted := read_json(run.folder / method / "model.json")["temperatures"]:
+            told = ", ".join(f"{task} {value:.2f}" for task, value in fitted.items())
+            parts.append(f"<p class=note>Temperatures fitted to the validation slice: {text(told)}.</p>")
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""How sure a label is: its probability given the rationale, or its share of sampled answers; calibration."""
+"""How sure a label is: its probability where the answer decides, or its share of sampled answers; calibration."""
 
 import math
 import re
@@ -23,23 +23,35 @@ def choices(task: Task) -> list[str]:
     return [f"{round(task.low + i * step, digits) + 0.0:g}" for i in range(count + 1)]
 
 
-def completed(answer: str, task: Task) -> list[str] | None:
-    """The answer with each of `choices` in its last answer line; None where it has no such line and none is known."""
+def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
+    """The answer up to where it decides, with each of `choices` there, and whether it ends with them.
+
+    It decides in its last answer line or, if it begins with a label and a mark of punctuation (a rationale that gives
+    its claim first), right there: what follows only repeats it. None where it has no answer line and none is known.
+    """
+    if task.kind != "score":
+        names = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
+        if first := re.match(rf"(?:{names})([,.;:])", answer, re.IGNORECASE):
+            capital = str.capitalize if answer[0].isupper() else str
+            return [f"{capital(label[0])}{label[1:]}{first[1]}" for label in task.labels], False
     lines = list(re.finditer(task.answer, answer))
     if lines:
         start, said = lines[-1].start(1), lines[-1].group(1)
         before = answer[: start + len(said) - len(said.lstrip())]
-        return [f"{before}{' ' if not said and before.endswith(':') else ''}{label}" for label in choices(task)]
-    return [respond(answer.rstrip(), label) for label in choices(task)] if task.answer == ANSWER else None
+        space = " " if not said and before.endswith(":") else ""
+        return [f"{before}{space}{label}" for label in choices(task)], True
+    return ([respond(answer.rstrip(), label) for label in choices(task)], True) if task.answer == ANSWER else None
 
 
 def label_logprobs(
     model, encoder, prompts: list[list[int]], answers: list[str], tasks: list[Task], batch_size: int, kind
 ) -> list[dict[str, float] | None]:
-    """Log-probability of each label in the answer line, given prompt and rationale; one dictionary a row.
+    """Log-probability of each label where an answer decides (`completed`), given what stands before it; one dictionary
+    a row.
 
-    Every label ends in EOS, so that "4" is not part of "4.5". They are not normalised: together they are what the model
-    gives the task's labels at all. The work: prompt and answer are read once more, and a few tokens a label.
+    In the answer line every label ends in EOS, so that "4" is not part of "4.5". They are not normalised: together they
+    are what the model gives the task's labels at all. The work: prompt and answer are read once more, and a few tokens
+    a label.
 
     Args:
         encoder: an rllr.lm.tokens.Encoder. prompts: token ids.
@@ -48,8 +60,8 @@ def label_logprobs(
     found: list[dict[str, float] | None] = [None] * len(prompts)
     rows = []
     for i, (answer, task) in enumerate(zip(answers, tasks, strict=True)):
-        if texts := completed(answer, task):
-            ids = [encoder.response(text) for text in texts]
+        if place := completed(answer, task):
+            ids = [encoder.response(text) if place[1] else encoder.ids(text) for text in place[0]]
             # As far as they are alike, they belong to what is read once.
             shared = next((p for p, several in enumerate(zip(*ids)) if len(set(several)) > 1), 0)
             rows.append((i, prompts[i] + ids[0][:shared], [own[shared:] for own in ids]))

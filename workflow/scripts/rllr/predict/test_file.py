@@ -44,8 +44,6 @@ def resume(partial: Path, mark: str) -> dict[str, dict]:
 def prediction(row: dict, answer: dict, task: Task, temperature: float) -> dict:
     """A line of predictions.jsonl; `prediction` is null where no label can be read."""
     said = read_label(answer["answer"], task)
-    if task.kind == "score" and "votes" not in answer and said is None:
-        answer = {"answer": answer["answer"]}
     line = {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said}
     return {**line, **certainty(answer, task, temperature), "answer": answer["answer"]}
 
