@@ -170,6 +170,12 @@ def test_every_response_reads_back(prepared):
                 assert read_label(row["output"], task) == row["label"]
 
 
+def test_the_worse_rationale_is_not_told_by_how_much_it_cites(prepared):
+    for row in read(prepared, "rlhf_reward_train"):
+        better, worse = (len(side.split('"')) // 2 for side in row["output"])
+        assert worse <= max(better, 1)
+
+
 def test_no_training_row_is_held_out(prepared):
     inputs = {file: {row["input"] for row in read(prepared, file)} for file in FILES}
     training = set().union(*(found for file, found in inputs.items() if file.endswith("train") or file[:2] == "un"))

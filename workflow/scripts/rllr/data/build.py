@@ -287,7 +287,7 @@ class Builder:
 
     def _corrupted(self, i, spec, ask, gold, donor, donor_rationale) -> tuple[str | None, list[str] | None]:
         for kind in self._corruptions(i):
-            worse = corrupt(kind, spec, ask, donor, donor_rationale)
+            worse = corrupt(kind, spec, ask, donor, donor_rationale, getattr(self.annotator, "cited", 2))
             if usable(worse, ask.label, spec.task) and (rejected := respond(worse, ask.label)) != gold:
                 return kind, [gold, rejected]
         return None, None
