@@ -17,8 +17,8 @@ FILMS = ["A joy from start to end.", "Two hours that I want back.", "Fine acting
 SMALL = {
     "sft": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
     "reward": {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_steps": 100},
-    "ppo": {"batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "max_new_tokens": 4, "save_iterations": 100},
-    "predict": {"precision": "bf16", "batch_size": 8, "max_new_tokens": 4, "cutoff": 512},
+    "ppo": {"batch_size": 4, "micro_batch_size": 2, "cutoff": 512, "save_iterations": 100},
+    "predict": {"precision": "bf16", "batch_size": 8, "cutoff": 512},
 }
 
 
@@ -104,7 +104,7 @@ def test_every_stage(tmp_path, family):
     stage("ppo", "rllr_mix", base=merged, data=data, rewards=out, out=out / "rllr_mix")
     method = out / "rllr_mix"
     predictions, final = method / "predictions.jsonl", {"base": merged, "adapter": method / "adapter"}
-    stage("predict", "predict", **final, data=data / "test.jsonl", tasks=tasks, out=predictions)
+    stage("predict", "predict", **final, data=data / "test.jsonl", tasks=tasks, responses=rows, out=predictions)
     assert len(predictions.read_text().splitlines()) == len(FILMS)
     logged = [json.loads(line) for line in (method / "train_log.jsonl").read_text().splitlines()]
     steps = [row for row in logged if "loss" in row]

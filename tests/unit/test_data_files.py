@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import CueAnnotator
 from rllr.data.catalogue import FILES
-from rllr.data.pairs import candidates, usable, wrong_labels
+from rllr.data.pairs import is_wrong, score_weights, usable, wrong_labels
 from rllr.data.plan import share_out
 from rllr.data.spec import TaskSpec
 from rllr.tasks import Task, load_tasks, read_label
@@ -170,6 +171,12 @@ def test_every_response_reads_back(prepared):
                 assert read_label(row["output"], task) == row["label"]
 
 
+def test_the_worse_rationale_is_not_told_by_how_much_it_cites(prepared):
+    for row in read(prepared, "rlhf_reward_train"):
+        better, worse = (len(side.split('"')) // 2 for side in row["output"])
+        assert worse <= max(better, 1)
+
+
 def test_no_training_row_is_held_out(prepared):
     inputs = {file: {row["input"] for row in read(prepared, file)} for file in FILES}
     training = set().union(*(found for file, found in inputs.items() if file.endswith("train") or file[:2] == "un"))
@@ -249,8 +256,101 @@ def test_hygiene(tmp_path):
         "normalised duplicates in train, removed": 2,
         "texts with two labels in train, first kept": 1,
         "duplicates in test, kept": 1,
-        "train rows that stand in a test set, removed": 1,
+        "train rows that stand in the test set of topics, removed": 1,
     }
+
+
+def test_no_text_is_held_out_by_one_task_and_trained_on_by_another(tmp_path):
+    """Of two tasks on the same 300 pairs, half of them the other way round: none may cross the lines."""
+    config = small_config(tmp_path, rows={"test": 60, "validation": 60, "sft": "all", "unsupervised": "all"}, avoid={})
+    lines = (tmp_path / "pairs.csv").read_text().splitlines()
+    turned = [",".join([*reversed(line.upper().split(",")[:2]), line[-1]]) for line in lines[1::2]]
+    (tmp_path / "twins.csv").write_text("\n".join([lines[0], *turned, *lines[2::2]]) + "\n")
+    pairs = config["tasks"]["pairs"]
+    twins = {**pairs, "train": {**pairs["train"], "files": [str(tmp_path / "twins.csv")]}}
+    config["tasks"] = {"pairs": pairs, "twins": twins}
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    def texts(*files: str) -> set[frozenset[str]]:
+        rows = [row for file in files for row in read(tmp_path / "out", file)]
+        return {frozenset(line.lower().partition(": ")[2] for line in row["input"].splitlines()) for row in rows}
+
+    held_out = texts("test"), texts("validation")
+    assert len(held_out[0]) > 40 and len(held_out[1]) > 40
+    assert not held_out[0] & held_out[1]
+    assert not texts("sft_train", "unsupervised") & (held_out[0] | held_out[1])
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["sources"]["pairs"]
+    assert found["train rows that stand in the test set of twins, removed"] > 10
+    assert found["train rows that stand in the validation slice of twins, removed"] > 10
+
+
+def told(config: dict, folder: Path) -> str:
+    done = prepare(config, folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_what_cannot_be_meant_is_refused_by_its_key(tmp_path):
+    config = small_config(tmp_path)
+    config["tasks"]["pairs"]["input"] = "One: {text}"
+    assert "tasks.pairs.input: found 'One: {text}'; text2 names a second column" in told(config, tmp_path)
+    config = small_config(tmp_path)
+    config["tasks"]["topics"]["input"] = "{text} and {text2}"
+    assert "tasks.topics.input: found '{text} and {text2}'; {text2} needs a column, text2" in told(config, tmp_path)
+    config = small_config(tmp_path, pairs={"label_sensitive": {"min_distance": 6}})
+    where = "pairs.label_sensitive.min_distance: found 6, but the labels of task"
+    assert f"{where} scores go from 0 to 5" in told(config, tmp_path)  # the first as the file has them
+    config["tasks"].pop("scores")
+    assert f"{where} stars go from 1 to 5" in told(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["labels: [yes, no]", "labels: ['yes', 'no'], claims: {yes: a, 'no': b}", "labels: ['yes', 'no'], f1: yes",
+     "labels: ['yes', 'no'], train: {files: [x], text: a, label: b, values: [no, yes]}",
+     "labels: ['yes', 'no'], train: {files: [x], text: a, label: b, values: {'1': yes}}"],
+)  # fmt: skip
+def test_an_unquoted_yes_is_told(tmp_path, section):
+    (tmp_path / "c.yaml").write_text(f"seed: 1\ntasks: {{t: {{kind: label, {section}}}}}\n")
+    command = [sys.executable, str(PREPARE), "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "c.yaml: tasks.t." in done.stderr and "quote the word" in done.stderr
+
+
+def test_the_report_warns_of_what_one_would_find_out_later(tmp_path):
+    config = topics_only(tmp_path, rows={"test": 50, "sft": 300, "label_pairs": "all"}, avoid={})
+    topics = config["tasks"]["topics"]
+    topics["labels"] = [*topics["labels"], "mud"]
+    topics["claims"] = {"food": "a meal", "sea": "a trip", "sky": "a trip", "mud": "dirt", "fire": "heat"}
+    rows = [(f"soup number {'x' * (i % 97)} {i} {'bread ' * (i % 5)}", "food") for i in range(960)]
+    write_csv(tmp_path / "topics.csv", "text,label", rows + [(f"a wave of {i}", "sea") for i in range(40)])
+    done = prepare(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    labels = [row["label"] for row in read(tmp_path / "out", "sft_train")]
+    food = labels.count("food")
+    for warning in (
+        "topics: labels sea, sky have one claim, 'a trip': rationales cannot tell them apart",
+        "topics: claims for fire, which are no labels",
+        "topics: none of 300 SFT rows has label sky, mud",
+        f"topics: {food} of 300 SFT rows ({food / 300:.0%}) have label food",
+        "topics: 50 test rows: an accuracy is known to about 14 points either way",
+    ):
+        assert warning in found["warnings"] and f"warning: {warning}" in done.stderr, found["warnings"]
+    assert "have one claim" in (tmp_path / "out" / "report.svg").read_text()
+    # The median is the words' own, not a bin's.
+    words = sorted(len(row["input"].split()) for row in read(tmp_path / "out", "sft_train"))
+    assert found["files"]["sft_train"]["input words"]["median"] == (words[149] + words[150]) / 2
+    test = [row["label"] for row in read(tmp_path / "out", "test")]
+    unread = found["without reading"]["topics"]
+    assert unread["most frequent label"] == {"label": "food", "share": round(test.count("food") / 50, 4)}
+    pairs = [(row["label"], row["rejected_label"]) for row in read(tmp_path / "out", "rllr_reward_train")]
+    chosen, sides = Counter(a for a, _ in pairs), Counter(label for pair in pairs for label in pair)
+    rate = {label: chosen[label] / sides[label] for label in sides}
+    right = sum(0.5 if rate[a] == rate[b] else rate[a] > rate[b] for a, b in pairs) / len(pairs)
+    assert unread["more frequent side of a pair"]["share"] == round(right, 4) > 0.9
+    assert f"the more frequent side of a pair is right in {round(right, 4):.1%}" in done.stderr
 
 
 def test_rows_that_are_not_there_are_reported(tmp_path):
@@ -315,13 +415,46 @@ def spec(task: Task, **fields) -> TaskSpec:
 
 def test_wrong_labels():
     three = spec(Task("t", "label", ("a", "b", "c")))
-    assert sorted(wrong_labels(three, "b", 7, 5, 1, {})) == ["a", "c"]
-    assert {wrong_labels(three, "b", n, 1, 1, {})[0] for n in range(30)} == {"a", "c"}
+    assert sorted(wrong_labels(three, "b", 7, 5, 1, {}, {})) == ["a", "c"]
+    assert {wrong_labels(three, "b", n, 1, 1, {}, {})[0] for n in range(30)} == {"a", "c"}
     stars = spec(Task("s", "stars", ("1", "2", "3", "4", "5")))
-    assert candidates(stars, "2", 2) == ("4", "5")
+    assert [label for label in "12345" if is_wrong(stars, label, "2", 2)] == ["4", "5"]
     score = spec(Task("x", "score", low=0, high=5))
-    assert all(abs(float(label) - 2.5) >= 1.5 for label in candidates(score, "2.5", 1.5))
-    assert {"0", "1", "4", "5"} <= set(candidates(score, "2.5", 1.5))
+    weights = score_weights(score, Counter({"0": 3, "1.2": 2, "2.5": 4, "4": 1, "5": 2}), 1.5)
+    assert sorted(wrong_labels(score, "2.5", 7, 9, 1.5, {}, weights)) == ["0", "4", "5"]
+    assert wrong_labels(score, "3", 7, 9, 9, {}, weights) == []
+
+
+def similarities(kind: str) -> list[str]:
+    """Gold scores in 0..5: means of five people (fifths, with more whole ones than others), or mostly high ones."""
+    draw = random.Random(0)
+    if kind == "means":
+        found = [sum(draw.choices(range(6), [3, 2, 2, 3, 3, 2], k=1) * 3 + draw.choices(range(6), k=2)) / 5
+                 for _ in range(3000)] + [float(draw.randint(0, 5)) for _ in range(1500)]  # fmt: skip
+    else:
+        found = [5 * draw.betavariate(2, 1) for _ in range(4500)]
+    return [f"{round(score, 1):g}" for score in found]
+
+
+RULES = {
+    "higher": float, "nearer the middle": lambda s: -abs(float(s) - 2.5), "whole": lambda s: "." not in s,
+    "even tenths": lambda s: round(10 * float(s)) % 2 == 0, "half": lambda s: s[-2:] == ".5",
+    "shorter": lambda s: -len(s), **{f"ends in {d}": lambda s, d=d: s[-1] == d for d in "0123456789"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["means", "high"])
+def test_no_rule_on_the_numbers_tells_the_gold_score(kind):
+    claims = {"0": "nothing", "1.5": "little", "3.5": "much", "5": "all"}
+    score = TaskSpec(Task("x", "score", low=0, high=5), "?", claims, {}, True)
+    golds = similarities(kind)
+    weights, draw = score_weights(score, Counter(golds), 1), random.Random(1)
+    pairs = [(gold, wrong_labels(score, gold, draw.getrandbits(64), 1, 1, {}, weights)[0]) for gold in golds]
+    assert all(score.label_class(gold) != score.label_class(wrong) for gold, wrong in pairs)
+    assert all(abs(float(gold) - float(wrong)) >= 1 for gold, wrong in pairs)
+    for name, rule in RULES.items():
+        wins = [(rule(gold) > rule(wrong)) + 0.5 * (rule(gold) == rule(wrong)) for gold, wrong in pairs]
+        assert abs(sum(wins) / len(wins) - 0.5) < 0.02, name  # four standard errors of the rule that always decides
 
 
 def test_unusable_rationales():
@@ -442,6 +575,32 @@ def test_pair_cues_name_where_the_texts_differ():
     gold, wrong = annotator.write([rows[1], rows[1]._replace(label="yes")])
     assert gold == 'Conflict, as only the second says "never".'
     assert wrong != gold and wrong.startswith("Agreement, as ") and "never" not in wrong
+
+
+def test_no_pair_has_one_rationale_on_both_sides(tmp_path):
+    config = topics_only(tmp_path, rows={"sft": 50, "label_pairs": "all"}, avoid={})
+    config["tasks"]["topics"]["claims"] = dict.fromkeys(TOPICS, "a subject")
+    config["annotator"] = {"cue": {"min_count": 400}}  # few words may be cited
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 or all(
+        row["output"][0].rpartition("\n")[0] != row["output"][1].rpartition("\n")[0]
+        for row in read(tmp_path / "out", "rllr_reward_train")
+    )
+    assert "label-sensitive pairs with one rationale on both sides" in done.stderr
+
+
+def test_stop_words_are_not_cited():
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    from rllr.data.annotators.cue import STOP_WORDS, cues
+
+    negations = {"no", "not", "never", "nor", "none", "nothing", "neither", "cannot", "cant", "without", "don't"}
+    assert not STOP_WORDS & negations
+    # Of the words that sklearn's longer list has, those of most English texts.
+    text = "It was the film that they had all been waiting for, and it's not what I would have made of this."
+    assert set(cues(text, "", False)) == {"film", "waiting", "not"}
+    assert {"was", "the", "that", "they", "had", "all", "been", "for", "and", "it", "this"} <= ENGLISH_STOP_WORDS
+    assert cues("the film", "a film with \u2019em, it\u2019s bad", True)[1:] == ["=film", ">em", ">bad"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -6,13 +6,6 @@ random tiny model, whose answers are empty of sense but real completions.
 
 import importlib.util
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +13,7 @@ from rllr.data.annotators import Ask
 from rllr.data.annotators.endpoint import EndpointAnnotator
 from rllr.data.spec import TaskSpec
 from rllr.tasks import Task
+from serving import served
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,26 +25,8 @@ pytestmark = [
 def server(merged, tmp_path):
     """(base_url, model) of a running server."""
     model = os.environ.get("RLLR_SERVED_MODEL", str(merged))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    transformers = Path(sys.executable).with_name("transformers")
-    with open(tmp_path / "server.log", "w") as log:
-        command = [str(transformers), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        try:
-            for _ in range(600):
-                time.sleep(0.2)
-                assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                    break
-                except OSError:
-                    continue
-            yield f"http://127.0.0.1:{port}/v1", model
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
+    with served(model, tmp_path / "server.log") as base_url:
+        yield base_url, model
 
 
 def test_real_completions(server, tmp_path):

@@ -54,7 +54,10 @@ def write_run(folder: Path, shares: dict[str, float], seed: int = 0) -> Path:
         names = {"model": "m", "method": method, "data": "small"}
         write_json(folder / "m" / method / "metrics.json", {**names, **method_metrics(lines, tasks)})
         used = {"config": None, "base": None, "adapter": None, "reward": None}
-        write_json(folder / "m" / method / "model.json", {**used, "tasks": dump_tasks(tasks), "instructions": {}})
+        write_json(
+            folder / "m" / method / "model.json",
+            {**used, "tasks": dump_tasks(tasks), "instructions": {}, "temperatures": {"reviews": 1.5}},
+        )
         (folder / "m" / method / "config.yaml").write_text(f"seed: {seed}\nlearning_rate: 1.0e-4\n")
     return folder
 
@@ -68,7 +71,7 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     rows = table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])
     text = markdown(tables(rows))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert lines["method"] == "| method | reviews | mean | vs sft_wrat | vs rlhf | unparsed |"
+    assert lines["method"] == "| method | unparsed | reviews | mean | vs sft_wrat | vs rlhf |"
     mine, theirs = rows[2]["versus"]["sft_wrat"]["discordant"]
     assert f"({mine} : {theirs})" in lines["rllr"]
     assert "noise" in lines["rlhf"] and "noise" not in lines["rllr"] and lines["sft_wrat"].count("–") == 1
@@ -79,6 +82,28 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     assert all(len(line) == len(head) for line in body) and body[2][:4] == ["m", "rllr", "200", "1"]
 
 
+def test_nothing_is_concluded_from_a_method_that_is_mostly_unparsed(tmp_path):
+    run = write_run(tmp_path / "run", {"sft_wrat": 0.6, "rlhf": 0.7, "rllr": 0.9})
+    lines = [{**line, "prediction": None} if i % 3 else line for i, line in enumerate(predictions(0.6, 0))]
+    write_jsonl(run / "m/sft_wrat/predictions.jsonl", lines)
+    names = {"model": "m", "method": "sft_wrat", "data": "small"}
+    tasks = {"reviews": TASKS["reviews"]}
+    write_json(run / "m/sft_wrat/metrics.json", {**names, **method_metrics(lines, tasks)})
+    rows = {row["method"]: row for row in table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])}
+    assert rows["sft_wrat"]["score"] is None and rows["sft_wrat"]["versus"] == {}
+    assert list(rows["rllr"]["versus"]) == ["rlhf"]  # of the baselines, the one that answers
+    text = markdown(tables(list(rows.values())))
+    assert "vs rlhf" in text and "vs sft_wrat" not in text
+    unread = sum(line["prediction"] is None for line in lines)
+    assert f"sft_wrat: {unread} of 200 answers have no readable label, most of those to reviews" in text
+    assert "An unparsed answer counts as wrong" in text
+    several = markdown(spread([list(rows.values())] * 2))
+    assert f"sft_wrat: {2 * unread} of 400 answers" in several and "| sft_wrat | 2 |" in several
+    line = next(line for line in several.splitlines() if line.startswith("| sft_wrat"))
+    assert [cell.strip() for cell in line.split("|")[5:7]] == ["–", "–"]  # mean, vs rlhf
+    assert "| always the most frequent label |  | – | 50.0 | 50.0 |" in several
+
+
 def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2, 3)]
     (tmp_path / "run3/m/rllr/metrics.json").unlink()  # not finished yet
@@ -86,9 +111,9 @@ def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     assert capsys.readouterr().err == f"{runs[2]}: no metrics.json yet of m/rllr\n"
     scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
-    assert line.startswith(f"| sft_wrat | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
+    assert line.startswith(f"| sft_wrat | 3 | 3 | {100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f} |")
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| rllr"))
-    assert line.startswith("| rllr | 2 |") and "rows [" in line and "runs [" in line
+    assert line.startswith("| rllr | 2 | 2 |") and "rows [" in line and "runs [" in line
     assert "200 test rows of small. vs:" in files["summary.md"] and "can tell differences" in files["summary.md"]
     assert len(files["summary.tsv"].splitlines()) == 6
     (runs[2] / "m/rllr/config.yaml").unlink()  # a stage that was not run says nothing about differences
@@ -127,7 +152,7 @@ def test_few_rows_are_noise_in_a_run_among_several_as_in_one(run):
     rows = table(run, ["m"], ["sft_wrat", "rllr"])
     few = {**rows[1]["versus"]["sft_wrat"], "noise": True}  # McNemar's p, though the interval does not hold 0
     (found,) = spread([[rows[0], {**rows[1], "versus": {"sft_wrat": few}}]])
-    assert found.lines[1][-2][0].endswith(" noise")
+    assert found.lines[2][-1][0].endswith(" noise")
 
 
 def test_text_in_html_is_escaped_everywhere():
@@ -172,7 +197,8 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     plots.curves(log, "x", run / "m/rllr/curves.svg")
     for method in ("sft_wrat", "rllr"):
         lines = predictions(0.5, 0, 20)
-        plots.confusion(lines, {"reviews": TASKS["reviews"]}, "x", run / "m" / method / "confusion.svg")
+        for draw, name in ((plots.confusion, "confusion"), (plots.coverage, "coverage")):
+            draw(lines, {"reviews": TASKS["reviews"]}, "x", run / "m" / method / f"{name}.svg")
     out = tmp_path / "report.html"
     subprocess.run(
         [sys.executable, str(PROGRAMS / "report.py"), "--results", run, "--models", "m",
@@ -186,7 +212,16 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     assert not checker.open and "<script" not in page
     links = [value for tag, attributes in checker.tags for key, value in attributes.items() if key in ("src", "href")]
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links) and len(links) >= 6
-    for heading in ("Summary", "Won:", "Lost:", "Unparsed:", "Reward models", "Training", "Configuration"):
+    for heading in (
+        "Summary",
+        "Won:",
+        "Lost:",
+        "Unparsed:",
+        "Reward models",
+        "Training",
+        "Configuration",
+        "reviews 1.50",
+    ):
         assert heading in page, heading
 
 
@@ -282,12 +317,12 @@ def test_best_of_n_keeps_the_sample_with_the_highest_reward(merged, reward_folde
     from rllr.predict.model_file import PredictConfig
     from rllr.predict.predictor import Predictor
 
-    config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3)
+    config = PredictConfig("m", "predict", 1, "fp32", "auto", 4, 6, 200, 3, 2)
     rows = [{"id": f"q{i}", "task": "t", "instruction": "What?", "input": "x" * i} for i in range(3)]
-    predictor = Predictor(config, merged, None, reward_folders["rm_rllr"])
+    predictor = Predictor(config, merged, None, reward_folders["rm_rllr"], {"t": TASKS["reviews"]})
     found = {}
-    for indices, texts in predictor.answers(rows):
-        found.update(zip(indices, texts, strict=True))
+    for indices, answers in predictor.answers(rows, [predictor.prompt(row) for row in rows]):
+        found.update(zip(indices, [answer["answer"] for answer in answers], strict=True))
     for i, row in enumerate(rows):  # one row at a time, all samples scored
         prompt = [predictor.encoder.prompt(row, room=6)]
         (drawn,) = sampling.sample(predictor.model, predictor.tokenizer, prompt, [row["id"]], 3, config, torch.float32)
@@ -330,8 +365,8 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
     from rllr.predict.test_file import resume
 
     partial = tmp_path / "predictions.partial.jsonl"
-    answers = {"a": "one\u2028two\x85three", "b": "\u4e2d\u6587"}
-    lines = [{"fingerprint": "x"}, *({"id": i, "answer": a} for i, a in answers.items())]
+    answers = {"a": {"answer": "one\u2028two\x85three", "logprobs": {"x": -0.5}}, "b": {"answer": "\u4e2d\u6587"}}
+    lines = [{"fingerprint": "x"}, *({"id": i, **a} for i, a in answers.items())]
     write_jsonl(partial, lines)
     partial.write_bytes(partial.read_bytes()[:-cut])  # within the last line's closing, or within a character
     expected = answers if cut == 1 else {"a": answers["a"]}  # 1: all but the newline
@@ -341,29 +376,31 @@ def test_prediction_resumes_after_a_cut_anywhere_and_keeps_every_separator(tmp_p
 def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatch, capsys):
     import predict
     from rllr.predict.model_file import describe
-    from rllr.predict.texts import split
 
     values = {"model": "m", "stage": "predict", "seed": 1, "precision": "fp32", "attention": "auto",
-              "batch_size": 2, "max_new_tokens": 4,
-              "cutoff": 200, "best_of": 2}  # fmt: skip
+              "batch_size": 2, "max_new_tokens": "auto",
+              "cutoff": 200, "best_of": 2, "votes": 2}  # fmt: skip
     write_json(tmp_path / "config.yaml", values)  # JSON is YAML
     paths = {"config": tmp_path / "config.yaml", "base": merged, "adapter": None, "reward": None}
     prompts = [{"task": "reviews", "instruction": "Good?", "input": "x"}]
-    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts)
+    found = {"max_new_tokens": 4, "votes": 0, "temperatures": {}}
+    describe(tmp_path / "rllr/model.json", paths, {"reviews": TASKS["reviews"]}, prompts, **found)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl"])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("short\n\na much longer text\nmiddling\n"))
+    given = io.BytesIO(b"short\n\na much longer text\nmiddling\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(given))
     predict.main()
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in found] == ["short", "a much longer text", "middling"]
     assert all(row["task"] == "reviews" and isinstance(row["answer"], str) for row in found)
-    pair = Task("pairs", "label", ("yes", "no"), input="One: {text}\nTwo: {text2}")
-    assert split("a\tb", pair) == {"text": "a", "text2": "b"}
-    with pytest.raises(predict.UserError, match="task pairs takes two texts"):
-        split("a b", pair)
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in found)
+    command = ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews", "--jsonl", "--votes"]
+    monkeypatch.setattr(sys, "argv", [*command, "--text", "short"])
+    predict.main()
+    assert "votes" in json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("caf\udce9\n"))  # Latin-1, as read in the C locale
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "reviews"])
     with pytest.raises(predict.UserError, match="standard input: not UTF-8"):
         predict.main()
@@ -420,12 +457,12 @@ def test_the_model_card_says_what_the_run_was():
 
     task = {"kind": "label", "labels": ["yes", "no"], "input": "{text}", "answer": ANSWER}
     score = {"kind": "score", "low": 0, "high": 5, "input": "{text}", "answer": "([0-9])"}
-    used = {"instructions": {"a": "Is it?"}, "tasks": {"a": task, "b": score}}
+    used = {"max_new_tokens": 77, "instructions": {"a": "Is it?"}, "tasks": {"a": task, "b": score}}
     value = {"metric": "accuracy", "value": 0.5, "ci95": [0.4, 0.6], "n": 9, "unparsed": 0}
     metrics = {"model": "m", "method": "rllr", "data": "d", "n": 9, "score": 0.5, "tasks": {"a": value}}
     origin = {"id": "base/model", "licence": "MIT", "revision": "main", "parameters": 7e9}
-    text = card({"seed": 1}, {"max_new_tokens": 77}, metrics, used, origin, "llama")
+    text = card({"seed": 1}, metrics, used, origin, "llama")
     assert "- **a**: 'Is it?', one of yes, no\n" in text
     assert "- **b**: an instruction for each text, a number in 0 to 5; the label is what the group of '([0-9])'" in text
     assert "max_new_tokens=77" in text and "rllr.base" not in text
-    assert "from rllr.base import register" in card({}, {"max_new_tokens": 7}, metrics, used, origin, "baichuan2-13b")
+    assert "from rllr.base import register" in card({}, metrics, used, origin, "baichuan2-13b")

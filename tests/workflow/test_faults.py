@@ -136,7 +136,7 @@ def test_a_read_only_results_folder_is_told_and_nothing_is_lost(again):
     results = again.folder / "results"
     with mounted(results, "--bind", str(results)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(results)], check=True)
-        changed = again(*TARGETS, *again.config(predict={"max_new_tokens": 8}), check=False)
+        changed = again(*TARGETS, *again.config(predict={"max_new_tokens": 100}), check=False)
         new = again("results/tiny/rllr/metrics.json", check=False)
         for done, message in ((changed, "Write-protected output files"), (new, "Read-only file system")):
             output = done.stdout + done.stderr

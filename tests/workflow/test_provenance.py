@@ -160,7 +160,7 @@ def test_a_lost_memory_hides_no_changed_config(again):
 
 
 def test_going_back_to_an_earlier_config_is_a_change(again):
-    changed = again.config(predict={"max_new_tokens": 8})
+    changed = again.config(predict={"max_new_tokens": 100})
     again("results/tiny/sft/metrics.json", *changed)
     forget(again)
     assert chain("sft", ppo=False) <= again.planned("results/tiny/sft/metrics.json")

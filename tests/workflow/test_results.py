@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "rlhf", "rllr_mix"]
+METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "sft_wrat_vote", "rlhf", "rllr_mix"]
 CONFIG = ["--config", "models=[tiny]", f"methods=[{','.join(METHODS)}]"]
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,8 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
     page, table = (results / "report.html").read_text(), (results / "summary.md").read_text()
     for method in METHODS:
         assert f"| {method} |" in table and f"<h4>{method}</h4>" in page
-    assert page.count("<figure>") == len(METHODS) + 2 * 2 + 6  # confusion, both figures of both reward models, curves
+    # confusion and coverage, both figures of both reward models, curves
+    assert page.count("<figure>") == 2 * len(METHODS) + 2 * 2 + 6
     quality = json.loads((results / "tiny/rm_rlhf/quality.json").read_text())
     assert list(quality["policies"]) == ["sft_wrat", "rlhf", "rllr_mix"]
     quality_of_labels = json.loads((results / "tiny/rm_rllr/quality.json").read_text())["policies"]
@@ -49,7 +50,15 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
 def test_snakemakes_own_report_holds_the_figures(everything):
     everything("--report", "snakemake.html", *CONFIG)
     text = (everything.folder / "snakemake.html").read_text()
-    for name in ("curves.svg", "confusion.svg", "pairs.svg", "reliability.svg", "report.html", "summary.html"):
+    for name in (
+        "curves.svg",
+        "confusion.svg",
+        "coverage.svg",
+        "pairs.svg",
+        "reliability.svg",
+        "report.html",
+        "summary.html",
+    ):
         assert name in text, name
 
 
@@ -61,10 +70,11 @@ def test_the_standalone_model_answers_as_predict_does(everything):
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     rows = lines(everything.folder / "results/data/demo/test.jsonl")
     answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
+    room = json.loads((folder / "model.json").read_text())["max_new_tokens"]
     for row in rows:
         turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
         ids = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        answer = model.generate(**ids, max_new_tokens=16)[0, ids["input_ids"].shape[1] :]
+        answer = model.generate(**ids, max_new_tokens=room)[0, ids["input_ids"].shape[1] :]
         assert tokenizer.decode(answer, skip_special_tokens=True) == answers[row["id"]]
     card = (folder / "model/README.md").read_text()
     assert 'license: "apache-2.0"' in card and "RLLR-mixed" in card and "movie_reviews" in card
@@ -80,6 +90,44 @@ def test_a_finished_model_answers_texts(everything):
         everything, "predict.py", "--model", "results/tiny/sft_wrat_bon", "--task", row["task"], stdin="a\nb\n"
     )
     assert done.returncode == 0 and done.stdout.count("Label: ") == 2, done.stderr
+
+
+def test_the_standalone_model_answers_through_a_server(everything, tmp_path):
+    """Any OpenAI-compatible server: nothing but the folder's own chat template and generation config."""
+    pytest.importorskip("uvicorn", reason="needs fastapi and uvicorn")
+    from openai import OpenAI
+
+    from serving import served
+
+    folder = everything.folder / "results/tiny/rllr_mix"
+    answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
+    room = json.loads((folder / "model.json").read_text())["max_new_tokens"]
+    with served(str(folder / "model"), tmp_path / "server.log") as address:
+        client = OpenAI(base_url=address, api_key="none")
+        for row in lines(everything.folder / "results/data/demo/test.jsonl")[:5]:
+            turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
+            found = client.chat.completions.create(model=str(folder / "model"), messages=[turn], max_tokens=room)
+            assert found.choices[0].message.content == answers[row["id"]]
+
+
+def test_lines_of_jsonl_are_answered_as_the_test_file_is(everything):
+    results = everything.folder / "results"
+    known = {row["id"]: row for row in lines(results / "tiny/rllr_mix/predictions.jsonl")}
+    rows = [row for row in lines(results / "data/demo/test.jsonl") if row["task"] == "movie_reviews"]
+    given = [json.dumps({"text": row["input"], "id": row["id"]}) for row in rows]
+    given.insert(1, "{")
+    arguments = ["--model", "results/tiny/rllr_mix", "--task", "movie_reviews", "--jsonl"]
+    done = program(everything, "predict.py", *arguments, stdin="\n".join(given))
+    assert done.returncode == 1 and done.stderr.endswith(
+        "error: 1 lines could not be answered: each has an error in its place\n"
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "not JSON" in found.pop(1)["error"]
+    assert [line["id"] for line in found] == [row["id"] for row in rows]
+    for line in found:
+        expected = known[line["id"]]
+        assert (line["label"], line["answer"]) == (expected["prediction"], expected["answer"])
+        assert line["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
 
 
 def test_score_agrees_with_the_reward_models_own_evaluation(everything):

@@ -46,7 +46,7 @@ def check_targets():
             if what == "model" and METHODS[method].section is None:
                 start = METHODS[method].start
                 raise UserError(f"{method} has no model of its own: it is {start}, and a choice among its answers")
-            predicted = ["metrics.json", "predictions.jsonl", "model.json", "model", "confusion.svg"]
+            predicted = ["metrics.json", "predictions.jsonl", "model.json", "model", "confusion.svg", "coverage.svg"]
             asked = ["predict"] if method in METHODS and what in predicted else []
             asked += ["quality"] if what in ["quality.json", "reliability.svg"] else []
             check_stages(model, method, asked)

@@ -5,6 +5,7 @@
 DRAWN_FROM = {
     "curves": "train_log.jsonl",
     "confusion": "predictions.jsonl",
+    "coverage": "predictions.jsonl",
     "pairs": "pair_scores.jsonl",
     "reliability": "quality.json",
 }

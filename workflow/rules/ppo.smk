@@ -12,6 +12,7 @@ rule ppo:
         ),
         prompts=data_file("unsupervised.jsonl"),
         validation=data_file("validation.jsonl"),
+        responses=lambda wildcards: data_file(f"{METHODS[wildcards.ppo_method].answers_like}.jsonl")(wildcards),
         tasks=data_file("tasks.json"),
     output:
         adapter=directory("results/{model}/{ppo_method}/adapter"),

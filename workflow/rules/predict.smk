@@ -8,6 +8,8 @@ rule predict:
         adapter=method_adapter,
         reward=method_reward,
         data=data_file("test.jsonl"),
+        validation=data_file("validation.jsonl"),
+        responses=lambda wildcards: data_file(f"{METHODS[wildcards.method].answers_like}.jsonl")(wildcards),
         tasks=data_file("tasks.json"),
     output:
         predictions="results/{model}/{method}/predictions.jsonl",
@@ -21,13 +23,15 @@ rule predict:
     threads: config["threads"]
     resources:
         **on_gpus(minutes=30, per_billion=60, processes=1),
+    params:
+        votes=lambda wildcards: "--votes" if METHODS[wildcards.method].voted else "",
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
         "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/predict.py "
         "--config results/{wildcards.model:q}/predict/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
-        "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.predictions:q} "
-        "2>&1 | tee {log:q}"
+        "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} "
+        "--validation {input.validation:q} {params.votes} --out {output.predictions:q} 2>&1 | tee {log:q}"
 
 
 rule metrics:

@@ -38,6 +38,7 @@ rule sample_policy:
         base="results/{model}/sft_wrat/merged",
         adapter=lambda wildcards: [] if wildcards.method == "sft_wrat" else method_adapter(wildcards),
         data=data_file("validation.jsonl"),
+        responses=data_file("sft_with_rat_train.jsonl"),
         tasks=data_file("tasks.json"),
     output:
         samples="results/{model}/{method}/validation_samples.jsonl",
@@ -55,7 +56,8 @@ rule sample_policy:
     shell:
         "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/sample_policy.py "
         "--config results/{wildcards.model:q}/quality/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
-        "--data {input.data:q} --tasks {input.tasks:q} --out {output.samples:q} 2>&1 | tee {log:q}"
+        "--data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} --out {output.samples:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule reward_quality:
@@ -69,6 +71,7 @@ rule reward_quality:
             method=["sft_wrat", *judged_on(wildcards.reward_model)],
         ),
         data=data_file("validation.jsonl"),
+        responses=data_file("sft_with_rat_train.jsonl"),
         tasks=data_file("tasks.json"),
     output:
         quality="results/{model}/{reward_model}/quality.json",
@@ -87,5 +90,5 @@ rule reward_quality:
     shell:
         "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/reward_quality.py "
         "--config results/{wildcards.model:q}/quality/config.yaml --base {input.base:q} --reward {input.reward:q} "
-        "--samples {input.samples:q} --data {input.data:q} --tasks {input.tasks:q} --out {output.quality:q} "
-        "2>&1 | tee {log:q}"
+        "--samples {input.samples:q} --data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} "
+        "--out {output.quality:q} 2>&1 | tee {log:q}"

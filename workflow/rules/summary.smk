@@ -60,7 +60,12 @@ rule report:
             for file in ["test.jsonl", "tasks.json"]
         ],
         bases=[ancient(f"results/{model}/base") for model in config["models"]],
-        confusion=expand("results/{model}/{method}/confusion.svg", model=config["models"], method=config["methods"]),
+        figures=expand(
+            "results/{model}/{method}/{figure}.svg",
+            model=config["models"],
+            method=config["methods"],
+            figure=["confusion", "coverage"],
+        ),
         rewards=expand(
             "results/{model}/{reward_model}/{file}",
             model=config["models"],

@@ -25,11 +25,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the standalone model")
     args = parser.parse_args()
     metrics, used, origin = map(read_json, (args.metrics, args.used, args.origin))
-    configs = load_yaml(args.config), load_yaml(args.used.parent / used["config"])
 
     from rllr.predict.standalone import export
 
-    export(args.base, args.adapter, *configs, metrics, used, origin, args.out)
+    export(args.base, args.adapter, load_yaml(args.config), metrics, used, origin, args.out)
 
 
 if __name__ == "__main__":

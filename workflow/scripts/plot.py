@@ -1,9 +1,11 @@
-"""A figure (svg) of one result file: training curves, a confusion matrix, scores of pairs, or reward against accuracy.
+"""A figure (svg) of one result file: curves, confusion, accuracy by coverage, scores of pairs, reward and accuracy.
 
     python workflow/scripts/plot.py curves --data results/tiny/rllr_mix/train_log.jsonl --title "rllr_mix, tiny" \\
         --out results/tiny/rllr_mix/curves.svg
     python workflow/scripts/plot.py confusion --data results/tiny/rllr_mix/predictions.jsonl \\
         --tasks results/data/demo/tasks.json --title "rllr_mix, tiny" --out results/tiny/rllr_mix/confusion.svg
+    python workflow/scripts/plot.py coverage --data results/tiny/rllr_mix/predictions.jsonl \\
+        --tasks results/data/demo/tasks.json --title "rllr_mix, tiny" --out results/tiny/rllr_mix/coverage.svg
     python workflow/scripts/plot.py pairs --data results/tiny/rm_rllr/pair_scores.jsonl --title "rm_rllr, tiny" \\
         --out results/tiny/rm_rllr/pairs.svg
     python workflow/scripts/plot.py reliability --data results/tiny/rm_rllr/quality.json --title "rm_rllr, tiny" \\
@@ -20,9 +22,11 @@ from rllr.tasks import load_tasks
 
 def main() -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("kind", choices=["curves", "confusion", "pairs", "reliability"], help="what to draw")
+    parser.add_argument(
+        "kind", choices=["curves", "confusion", "coverage", "pairs", "reliability"], help="what to draw"
+    )
     parser.add_argument("--data", type=Path, required=True, help="the result file, as in the examples above")
-    parser.add_argument("--tasks", type=Path, help="confusion: tasks.json of the data")
+    parser.add_argument("--tasks", type=Path, help="confusion, coverage: tasks.json of the data")
     parser.add_argument("--title", required=True, help="title of the figure")
     parser.add_argument("--out", type=Path, required=True, help="svg file")
     args = parser.parse_args()
@@ -30,10 +34,11 @@ def main() -> None:
         plots.reliability(read_json(args.data)["policies"], args.title, args.out)
         return
     rows = [row for _, row in read_jsonl(args.data)]
-    if args.kind == "confusion":
+    if args.kind in ("confusion", "coverage"):
         if not args.tasks:
-            raise cli.UserError("confusion needs --tasks, the tasks.json of the data")
-        plots.confusion(rows, load_tasks(args.tasks), args.title, args.out)
+            raise cli.UserError(f"{args.kind} needs --tasks, the tasks.json of the data")
+        draw = {"confusion": plots.confusion, "coverage": plots.coverage}[args.kind]
+        draw(rows, load_tasks(args.tasks), args.title, args.out)
     else:
         {"curves": plots.curves, "pairs": plots.pairs}[args.kind](rows, args.title, args.out)
 

@@ -66,7 +66,7 @@ def write_files(args: Arguments, raw: dict, where: str, cache: Path, folder: Pat
         built = build_release(config, folder)
     else:
         built = build(config, args.packages, folder, cache, args.workers)
-    described = overview.make_report(built)
+    described = overview.make_report(built, config.specs)
     if config.tokenizers:
         described["tokens"] = overview.token_lengths(folder, config.tokenizers, config.cutoff)
     overview.log_table(described)

@@ -4,6 +4,7 @@
         --base results/tiny/sft_wrat/merged --reward results/tiny/rm_rllr/adapter \\
         --samples results/tiny/sft_wrat/validation_samples.jsonl results/tiny/rllr/validation_samples.jsonl \\
         --data results/data/demo/validation.jsonl --tasks results/data/demo/tasks.json \\
+        --responses results/data/demo/sft_with_rat_train.jsonl \\
         --out results/tiny/rm_rllr/quality.json
 
 Pair accuracy is measured on responses that others wrote; RL only ever sees the policy's own. A policy goes by the name
@@ -30,6 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="prompts with gold labels (validation.jsonl)")
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.json of the data")
+    parser.add_argument("--responses", type=Path, required=True, help="training responses (sft_with_rat_train.jsonl)")
     parser.add_argument("--out", type=Path, required=True, help="quality.json")
     args = parser.parse_args()
     config = load_stage(PredictConfig, args.config)
@@ -38,7 +40,7 @@ def main() -> None:
 
     from rllr.evaluate.judging import judge
 
-    judge(config, args.base, args.reward, args.samples, rows, tasks, args.out)
+    judge(config, args.base, args.reward, args.samples, rows, tasks, args.responses, args.out)
 
 
 if __name__ == "__main__":

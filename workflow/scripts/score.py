@@ -63,7 +63,7 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from rllr.lm import models, sampling
+    from rllr.lm import models, rewards
 
     logging.disable_progress_bar()
     kind = models.dtype(config.precision)
@@ -71,8 +71,8 @@ def main() -> None:
     answers = [encoder.response(row["answer"]) for row in found]
     prompts = [encoder.prompt(row, room=len(answer)) for row, answer in zip(found, answers, strict=True)]
     encoder.report(str(args.responses), [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
-    reward = sampling.load_reward(base, args.reward_model / "adapter", kind, config.attention)
-    scores = sampling.scores(reward, encoder.tokenizer, prompts, answers, 2 * config.micro_batch_size, kind)
+    reward = rewards.load_reward(base, args.reward_model / "adapter", kind, config.attention)
+    scores = rewards.scores(reward, encoder.tokenizer, prompts, answers, 2 * config.micro_batch_size, kind)
     lines = [{**response, "score": score} for (_, response), score in zip(responses, scores, strict=True)]
     if args.out:
         write_jsonl(args.out, lines)

@@ -18,7 +18,8 @@ class Method:
         start: the model that its adapter belongs to, `base` or the merged model of `sft_wrat`.
         data: the data file that it is trained on.
         label_reward, rationale_reward: a reward model, GOLD, or None; PPO adds up both, the label reward capped.
-        picked_by: the reward model that picks among several samples; None: the answer is the greedy one.
+        picked_by: the reward model that picks among several samples.
+        voted: the label is the one that most of several samples give; else, without picked_by, the greedy answer's.
         settings: its own defaults, laid over those of its section.
         recipe: in words, for tables and model cards.
     """
@@ -30,7 +31,13 @@ class Method:
     label_reward: str | None = None
     rationale_reward: str | None = None
     picked_by: str | None = None
+    voted: bool = False
     settings: dict = field(default_factory=dict)
+
+    @property
+    def answers_like(self) -> str:
+        """The data file whose responses its answers are like."""
+        return self.data if self.section == "sft" else METHODS[self.start].data
 
     @property
     def reward_models(self) -> list[str]:
@@ -59,6 +66,7 @@ METHODS = {
     "sft_wrat_bon": Method(
         None, "sft_wrat", None, "sft_wrat, the best of several samples by the label reward model", picked_by="rm_rllr"
     ),
+    "sft_wrat_vote": Method(None, "sft_wrat", None, "sft_wrat, the label of most of several samples", voted=True),
     "rlhf": Method(
         "ppo", "sft_wrat", "unsupervised", "sft_wrat, then PPO against a reward model of rationales (RLHF)",
         rationale_reward="rm_rlhf",

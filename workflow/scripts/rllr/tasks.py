@@ -103,7 +103,9 @@ def read_label(answer: str, task: Task) -> str | None:
 
 
 def _number(text: str, top: float) -> float | None:
-    """The one number in `text`: digits, a word up to ten, `x out of y` or `x/y` where y is `top`, with a unit."""
+    """The one number in `text`: digits, or a word up to ten that stands alone or before its unit ("suggests one" is no
+    number); as `x out of y` or `x/y` where y is `top`, too.
+    """
     if NEGATIONS.search(text) or OTHER_NUMBERS.search(text):
         return None
     of_top = rf"\s*(/|out of)\s*({top:g}(\.0+)?|{COUNTED[int(top)] if top in range(11) else '(?!)'})(?![.,]?\w)"
@@ -113,7 +115,10 @@ def _number(text: str, top: float) -> float | None:
     words = [w for w in re.findall(r"[a-z]+", text) if w in NUMBER_WORDS]
     if len(numbers) + len(words) != 1 or len(digits) != len(re.findall(r"\d+", "".join(numbers))):
         return None
-    return float(numbers[0].replace(",", ".")) if numbers else NUMBER_WORDS[words[0]]
+    if numbers:
+        return float(numbers[0].replace(",", "."))
+    alone = re.search(rf"^{words[0]}$|(?<!\w){words[0]} (stars?|points?)(?!\w)", text.strip())
+    return NUMBER_WORDS[words[0]] if alone else None
 
 
 def agrees(said: str | None, gold: str, task: Task) -> bool:

@@ -31,7 +31,7 @@ from rllr.cli import UserError, log
 from rllr.data.annotators import Ask, make_annotator
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
-from rllr.data.pairs import corrupt, mix, read_confusion, usable, wrong_labels
+from rllr.data.pairs import corrupt, mix, read_confusion, score_weights, usable, wrong_labels
 from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps, ranks
 from rllr.data.sources import read_rows
 from rllr.data.spec import DataConfig
@@ -54,17 +54,18 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text)) or text  # emoticons and the like count as they are
 
 
-def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, dict[str, Counter]]:
+def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, dict[str, Counter], dict[str, Counter]]:
     """Read and check every source; write `[where, id, text, text2, label]` lines to the binary file `spool`.
 
     Returns:
-        the arrays of the rows kept, and task -> what was dropped -> rows.
+        the arrays of the rows kept, task -> what was dropped -> rows, and task -> label -> training rows.
     """
-    columns = {name: array(code) for name, code in zip(Rows.__annotations__, "BBiQQq", strict=True)}
+    columns = {name: array(code) for name, code in zip(Rows.__annotations__, "BBiQQQq", strict=True)}
     identity = array("Q")
     dropped: dict[str, Counter] = {}
+    occurring: dict[str, Counter] = {}
     for number, (name, spec) in enumerate(config.specs.items()):
-        dropped[name] = Counter()
+        dropped[name], occurring[name] = Counter(), Counter()
         classes = {label: i for i, label in enumerate(spec.claims or spec.task.labels)}
         for split, source in spec.sources.items():
             prefix = f"{name}-" if split == "train" else f"{name}-test-"
@@ -78,14 +79,16 @@ def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, di
                     dropped[name][f"{split} rows with no label of the task, removed"] += 1
                     continue
                 row_id = prefix + (row.id or str(ordinal))
-                key = normalise(row.text)
-                if spec.pair:
-                    key = f"{key}\n{normalise(row.text2)}"
+                if split == "train":
+                    occurring[name][row.label] += 1
+                texts = [normalise(row.text), normalise(row.text2)] if spec.pair else [normalise(row.text)]
+                key = hash64("\n".join(texts))
+                columns["content"].append(hash64("\n".join(sorted(texts))) if spec.pair else key)
                 columns["task"].append(number)
                 columns["split"].append(split == "test")
                 columns["label"].append(classes.get(spec.label_class(row.label), 0))
                 columns["exact"].append(hash64(f"{row.text}\n{row.text2}"))
-                columns["key"].append(hash64(key))
+                columns["key"].append(key)
                 columns["offset"].append(spool.tell())
                 identity.append(hash64(row_id))
                 spool.write(encode([row.where, row_id, row.text, row.text2, row.label]).encode() + b"\n")
@@ -93,7 +96,7 @@ def spool_rows(config: DataConfig, packages: Path, spool: Any) -> tuple[Rows, di
     spool.flush()
     rows = Rows(**{name: np.array(values) for name, values in columns.items()})
     _check_ids(np.array(identity), rows, spool.name, config)
-    return rows, dropped
+    return rows, dropped, occurring
 
 
 def _check_ids(identity: np.ndarray, rows: Rows, spool: str, config: DataConfig) -> None:
@@ -121,8 +124,14 @@ def uses_of(bits: int) -> frozenset[str]:
 class Builder:
     """What the workers share: config, plan, spool and annotator. Forked, not sent."""
 
-    def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any):
+    def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any, occurring: dict):
         self.config, self.rows, self.plan, self.spool, self.annotator = config, rows, plan, spool, annotator
+        self.weights = {
+            name: score_weights(spec, occurring[name], config.label_pairs["min_distance"])
+            if spec.task.kind == "score"
+            else {}
+            for name, spec in config.specs.items()
+        }
         self.names = list(config.specs)
         path = config.label_pairs["confusion"]
         self.confusion = read_confusion(path, config.tasks) if path else {}
@@ -186,8 +195,9 @@ class Builder:
             spec, settings = self.config.specs[ask.task], self.config.label_pairs
             row_hash = int(self.plan.rank[i])
             labels = wrong_labels(
-                spec, ask.label, row_hash, settings["wrong"], settings["min_distance"], self.confusion
-            )
+                spec, ask.label, row_hash, settings["wrong"], settings["min_distance"], self.confusion,
+                self.weights[ask.task],
+            )  # fmt: skip
             wanted |= {f"wrong {n}": ask._replace(label=label) for n, label in enumerate(labels)}
         if uses & {"rationale_pairs", "test_rationale_pairs"}:
             if self.config.rationale_pairs["by"] == "judge":
@@ -229,7 +239,7 @@ class Builder:
 
         def emit(file: str, fields: dict) -> None:
             lines[file].append(f"{start}, {encode(fields)[1:]}\n")
-            count_row(counts, file, task.name, ask.label, n_words)
+            count_row(counts, file, task.name, fields, n_words)
 
         good = {}
         for slot, rationale in got.items():
@@ -253,9 +263,13 @@ class Builder:
             ("test_label_pairs", "label_sensitive_pairs_for_test"),
             ("validation_label_pairs", "label_sensitive_pairs_for_validation"),
         ):
+            if use in uses and not any(slot.startswith("wrong") for slot in wanted):
+                counts["dropped", task.name, "rows without a label min_distance away from their own"] += 1
             if use in uses and gold:
                 for slot, rejected in good.items():
-                    if slot.startswith("wrong"):
+                    if slot.startswith("wrong") and got[slot] == got["gold"]:
+                        counts["dropped", task.name, "label-sensitive pairs with one rationale on both sides"] += 1
+                    elif slot.startswith("wrong"):
                         fields = {"output": [gold, rejected], "label": ask.label}
                         emit(file, fields | {"rejected_label": wanted[slot].label})
         for use, file in (
@@ -275,7 +289,7 @@ class Builder:
 
     def _corrupted(self, i, spec, ask, gold, donor, donor_rationale) -> tuple[str | None, list[str] | None]:
         for kind in self._corruptions(i):
-            worse = corrupt(kind, spec, ask, donor, donor_rationale)
+            worse = corrupt(kind, spec, ask, donor, donor_rationale, getattr(self.annotator, "cited", 2))
             if usable(worse, ask.label, spec.task) and (rejected := respond(worse, ask.label)) != gold:
                 return kind, [gold, rejected]
         return None, None
@@ -332,7 +346,7 @@ def build(config: DataConfig, packages: Path, folder: Path, cache: Path, workers
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".spool-")))
         with open(temporary / "rows", "wb") as spool:
-            rows, dropped = spool_rows(config, packages, spool)
+            rows, dropped, occurring = spool_rows(config, packages, spool)
         log(f"{len(rows.task)} rows read and checked")
         wrong = config.label_pairs["wrong"]
         per_row = {
@@ -342,7 +356,7 @@ def build(config: DataConfig, packages: Path, folder: Path, cache: Path, workers
         plan = make_plan(config, rows, per_row)
         annotator = make_annotator(name, settings, config.specs, cache)
         workers = workers if annotator.parallel else 1
-        builder = Builder(config, rows, plan, str(temporary / "rows"), annotator)
+        builder = Builder(config, rows, plan, str(temporary / "rows"), annotator, occurring)
         if annotator.learns:
             counted = np.flatnonzero(plan.uses & USES["statistics"])
             with _mapper(builder, workers) as mapped:

@@ -32,6 +32,8 @@ HELD_OUT_PAIRS = {
     "rationale_sensitive": ("rationale_sensitive_pairs_for_test", False),
     "validation": ("label_sensitive_pairs_for_validation", True),
 }
+# Files whose responses answers are like: how long these may have to be.
+ANSWERS = tuple(dict.fromkeys(method.answers_like for method in METHODS.values()))
 
 
 def files_of(stage: str) -> list[str]:
@@ -39,14 +41,19 @@ def files_of(stage: str) -> list[str]:
     if stage in REWARD_MODELS:
         return [REWARD_MODELS[stage].data, *(file for file, _ in HELD_OUT_PAIRS.values())]
     if stage in METHODS:
-        return [METHODS[stage].data, *(["validation"] if METHODS[stage].section == "ppo" else [])]
-    return {"predict": ["test"], "quality": ["validation"]}[stage]
+        method = METHODS[stage]
+        return [method.data, *(["validation", method.answers_like] if method.section == "ppo" else [])]
+    return {"predict": ["test", "validation", *ANSWERS], "quality": ["validation", *ANSWERS]}[stage]
 
 
 def needed_files(stage: str) -> list[str]:
     """Those of them that it cannot do without."""
     optional = {"validation", *(file for file, _ in HELD_OUT_PAIRS.values())} - {"label_sensitive_pairs_for_test"}
-    return [file for file in files_of(stage) if stage == "quality" or file not in optional]
+    if stage == "quality":
+        optional = set()
+    if stage not in METHODS:  # those that it reads are asked for by the stage that is trained on them
+        optional |= {*ANSWERS}
+    return [file for file in files_of(stage) if file not in optional]
 
 
 def asks_for(config: dict, file: str) -> str | None:

@@ -1,11 +1,15 @@
 """Pairs of responses: which wrong label, which worse rationale, and the check that every pair must pass."""
 
+import math
 import re
+from collections import Counter
 from functools import lru_cache
+
+import numpy as np
 
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
-from rllr.data.annotators.cue import sentence, words
+from rllr.data.annotators.cue import STOP_WORDS, sentence, words
 from rllr.data.spec import TaskSpec
 from rllr.files import read_json
 from rllr.tasks import Task, read_label, respond
@@ -20,31 +24,50 @@ def mix(number: int, salt: int) -> int:
 
 
 @lru_cache(maxsize=100_000)
-def candidates(spec: TaskSpec, gold: str, min_distance: float) -> tuple[str, ...]:
-    """Every label that counts as wrong beside `gold`; for stars and scores at least `min_distance` away."""
-    task = spec.task
-    if task.kind == "label":
-        return tuple(label for label in task.labels if label != gold)
-    if task.kind == "stars":
-        return tuple(label for label in task.labels if abs(int(label) - int(gold)) >= min_distance)
-    steps = 50
-    grid = (task.low + (task.high - task.low) * step / steps for step in range(steps + 1))
-    labels = dict.fromkeys(f"{round(value, spec.decimals):g}" for value in grid)
-    return tuple(label for label in labels if abs(float(label) - float(gold)) >= min_distance)
+def is_wrong(spec: TaskSpec, label: str, gold: str, min_distance: float) -> bool:
+    """Whether a label counts as wrong beside `gold`: stars and scores from `min_distance` away, a score only with
+    another claim than gold's, since it is the claim that its rationale argues for.
+    """
+    if spec.task.kind == "label":
+        return label != gold
+    far = abs(float(label) - float(gold)) >= min_distance
+    return far and (spec.task.kind == "stars" or spec.label_class(label) != spec.label_class(gold))
+
+
+def score_weights(spec: TaskSpec, occurring: Counter, min_distance: float) -> dict[str, float]:
+    """The scores that occur, and weights to draw wrong ones by, with which wrong scores are spread as gold ones are.
+
+    Drawn by these among those that are wrong, (gold, wrong) comes as often as (wrong, gold), so that no rule on the two
+    numbers tells which is gold ("even tenths win", "the higher one"). The weights are those of a symmetric Sinkhorn
+    scaling (Knight et al. 2014); where one score has more rows than all that are wrong beside it, they only come close.
+    """
+    scores = sorted(occurring, key=float)
+    share = np.array([occurring[score] for score in scores], float) / max(1, occurring.total())
+    allowed = np.array([[is_wrong(spec, b, a, min_distance) for b in scores] for a in scores], float)
+    weights = np.ones(len(scores))
+    for _ in range(1000):
+        weights = np.sqrt(weights * share / np.maximum(allowed @ weights, 1e-12))
+    return dict(zip(scores, weights.tolist(), strict=True))
 
 
 def wrong_labels(
-    spec: TaskSpec, gold: str, row_hash: int, wrong: int, min_distance: float, confusion: dict
+    spec: TaskSpec, gold: str, row_hash: int, wrong: int, min_distance: float, confusion: dict, weights: dict
 ) -> list[str]:
     """`wrong` labels (or all, if there are fewer) to reject: those most often confused with gold, then by chance.
 
     Args:
         confusion: task -> gold label -> predicted label -> count; may be empty.
+        weights: for a score, `score_weights`; else empty: every label is as likely.
     """
     counts = confusion.get(spec.task.name, {}).get(gold, {})
-    pool = candidates(spec, gold, min_distance)
-    order = sorted(range(len(pool)), key=lambda i: (-counts.get(pool[i], 0), mix(row_hash, 100 + i)))
-    return [pool[i] for i in order[:wrong]]
+    drawn = []
+    for i, label in enumerate(weights or spec.task.labels):
+        if is_wrong(spec, label, gold, min_distance):
+            # The first of exponential waiting times is a draw by weight (Efraimidis and Spirakis 2006).
+            uniform = (mix(row_hash, 100 + i) + 0.5) / 2**64
+            waiting = -math.log(uniform) / max(weights.get(label, 1.0), 1e-300)
+            drawn.append((-counts.get(label, 0), waiting, label))
+    return [label for *_, label in sorted(drawn)[:wrong]]
 
 
 def read_confusion(path: str, tasks: dict[str, Task]) -> dict:
@@ -62,11 +85,13 @@ def read_confusion(path: str, tasks: dict[str, Task]) -> dict:
     return confusion
 
 
-def corrupt(kind: str, spec: TaskSpec, ask: Ask, donor: Ask | None, donor_rationale: str | None) -> str | None:
+def corrupt(
+    kind: str, spec: TaskSpec, ask: Ask, donor: Ask | None, donor_rationale: str | None, cited: int
+) -> str | None:
     """A worse rationale for the same label, or None if this corruption is not possible here.
 
     Kinds: `other_row` (a rationale written for another row), `contentless` (cites nothing), `absent_words` (cites words
-    that the input does not hold). `donor` is another row of the same label.
+    that the input does not hold, `cited` of them at most). `donor` is another row of the same label.
     """
     claim = spec.claims.get(spec.label_class(ask.label), "this answer")
     if kind == "contentless":
@@ -76,7 +101,7 @@ def corrupt(kind: str, spec: TaskSpec, ask: Ask, donor: Ask | None, donor_ration
     if kind == "other_row":
         return donor_rationale
     own = set(words(f"{ask.text} {ask.text2}"))
-    absent = sorted((word for word in words(donor.text) if word not in own), key=lambda word: (-len(word), word))[:2]
+    absent = sorted(set(words(donor.text)) - own - STOP_WORDS, key=lambda word: (-len(word), word))[:cited]
     if not absent:
         return None
     return sentence([("=" if spec.pair else "") + word for word in absent], claim, spec.pair)

@@ -28,6 +28,7 @@ class Rows:
     label: np.ndarray  # int32, index of the label (of the claim, for a score)
     exact: np.ndarray  # uint64, hash of the texts
     key: np.ndarray  # uint64, hash of the normalised texts
+    content: np.ndarray  # uint64, the same whichever of two texts comes first: what must not be held out and trained on
     offset: np.ndarray  # int64, byte where the row starts in the spool; one more: where the last row ends
 
 
@@ -101,18 +102,17 @@ def make_plan(config: DataConfig, rows: Rows, pairs_per_row: dict[str, int]) -> 
     # 1. Test rows: the source's own, or carved from its only split.
     carved = {name for name, spec in config.specs.items() if "test" not in spec.sources}
     capacity = {name: len(free[name] if name in carved else test[name]) for name in names}
-    held_out = [rows.key[test[name]] for name in names]
+    held_out = {name: rows.content[test[name]] for name in names}
     for name, count in _asked(config, plan, "test", capacity).items():
         chosen = (free if name in carved else test)[name][:count]
         uses[chosen] |= USES["test"]
-        held_out.append(rows.key[chosen])
+        held_out[name] = np.concatenate([held_out[name], rows.content[chosen]])
 
     # 2. Training rows: none that stands in any task's test set.
-    held_out = np.unique(np.concatenate(held_out))
     for name in names:
-        of_task = free[name][uses[free[name]] & USES["test"] == 0]
-        free[name] = of_task[~np.isin(rows.key[of_task], held_out)]
-        plan.hygiene[name]["train rows that stand in a test set, removed"] = len(of_task) - len(free[name])
+        free[name] = free[name][uses[free[name]] & USES["test"] == 0]
+        for other, held in held_out.items():
+            free[name] = _without(held, f"the test set of {other}", name, free[name], rows, plan)
         if not len(free[name]):
             raise UserError(f"task {name}: no rows are left for training once the test rows are set aside")
 
@@ -131,11 +131,27 @@ def make_plan(config: DataConfig, rows: Rows, pairs_per_row: dict[str, int]) -> 
         asked = _asked(config, plan, use, {name: len(pool[name]) * per_row[name] for name in names})
         for name, count in asked.items():
             uses[pool[name][: -(-count // per_row[name])]] |= USES[use]
+        if use == "validation":  # no other row of that text, of whichever task, is trained on
+            drawn = {name: free[name][uses[free[name]] & USES[use] > 0] for name in names}
+            for name in names:
+                others = free[name][uses[free[name]] & USES[use] == 0]
+                for other, held in drawn.items():
+                    where = f"the validation slice of {other}"
+                    others = _without(rows.content[held], where, name, others, rows, plan)
+                left = np.concatenate([drawn[name], others])
+                free[name] = left[np.argsort(plan.rank[left], kind="stable")]
     for name in names:
         counted = free[name][uses[free[name]] & USES["validation"] == 0]
         uses[counted] |= USES["statistics"]
     _set_donors(plan, rows)
     return plan
+
+
+def _without(held_out: np.ndarray, where: str, name: str, of_task: np.ndarray, rows: Rows, plan: Plan) -> np.ndarray:
+    """The rows of a task whose content is not held out; the others are counted."""
+    kept = of_task[~np.isin(rows.content[of_task], held_out)]
+    plan.hygiene[name][f"train rows that stand in {where}, removed"] = len(of_task) - len(kept)
+    return kept
 
 
 def _first_of_each(keys: np.ndarray) -> np.ndarray:

@@ -146,7 +146,7 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
 
         def emit(file: str, row: dict) -> None:
             files[file].write(json.dumps(row, ensure_ascii=False) + "\n")
-            count_row(counts, file, row["task"], row.get("label"), len(row["input"].split()))
+            count_row(counts, file, row["task"], row, len(row["input"].split()))
 
         for file, path in paths.items():
             seen, validated = set(), set()

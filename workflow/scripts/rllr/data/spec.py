@@ -54,6 +54,8 @@ def load_config(raw: dict, path: Path | str) -> DataConfig:
     Raises:
         UserError: naming the file and the key.
     """
+    if isinstance(raw, dict):
+        _check_quoted(raw.get("tasks"), f"{path}: tasks")
     validate(raw, schema("data"), str(path))
     specs = {name: _task_spec(f"{path}: tasks.{name}", name, section) for name, section in raw["tasks"].items()}
     packages = raw.get("packages", {})
@@ -78,6 +80,10 @@ def load_config(raw: dict, path: Path | str) -> DataConfig:
         for name, spec in specs.items():
             _check_claims(f"{path}: tasks.{name}.claims", spec)
     pairs = raw.get("pairs", {})
+    least = pairs.get("label_sensitive", {}).get("min_distance", 1)
+    if any("label_pairs" in use and count for use, count in raw.get("rows", {}).items()):
+        for spec in specs.values():
+            _check_distance(f"{path}: pairs.label_sensitive.min_distance", least, spec)
     if pairs.get("rationale_sensitive", {}).get("by") == "judge" and not (annotator[1] or {}).get("judge_prompt"):
         raise UserError(f"{path}: pairs.rationale_sensitive.by: judge needs the annotator endpoint with a judge_prompt")
     return DataConfig(
@@ -141,6 +147,11 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
     if len(pairs) == 2:
         raise UserError(f"{where}: train and test must both name text2, or neither")
     pair = True in pairs
+    if sources and "input" in section and pair != ("{text2}" in section["input"]):
+        told = (
+            "text2 names a second column, which {text2} has to stand for" if pair else "{text2} needs a column, text2"
+        )
+        raise UserError(f"{where}.input: found {section['input']!r}; {told}")
     task = Task(
         name=name,
         kind=kind,
@@ -162,6 +173,32 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         pair=pair,
         decimals=section.get("decimals", 1),
     )
+
+
+def _check_quoted(section: Any, where: str) -> None:
+    """YAML reads an unquoted yes or no as true or false, which no label is: say so before the schema does."""
+    if isinstance(section, bool):
+        word, others = str(section).lower(), "yes and on" if section else "no and off"
+        raise UserError(f"{where}: found {word}, as YAML reads {others}, too; quote the word")
+    if isinstance(section, dict):
+        for key, value in section.items():
+            _check_quoted(key, where)
+            if key != "quoting":  # the one that takes true or false
+                _check_quoted(value, f"{where}.{key}")
+    elif isinstance(section, list):
+        for value in section:
+            _check_quoted(value, where)
+
+
+def _check_distance(where: str, least: float, spec: TaskSpec) -> None:
+    """A label can be wrong only if another is far enough away."""
+    task = spec.task
+    if task.kind == "label":
+        return
+    ends = (task.low, task.high) if task.kind == "score" else (f(map(int, task.labels)) for f in (min, max))
+    low, high = ends
+    if high - low < least:
+        raise UserError(f"{where}: found {least:g}, but the labels of task {task.name} go from {low:g} to {high:g}")
 
 
 def _check_claims(where: str, spec: TaskSpec) -> None:

@@ -8,6 +8,7 @@ from rllr.evaluate.quality import statistics
 from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
 from rllr.lm import models, rewards
 from rllr.lm.generation import decoded
+from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
 from rllr.predict.validation_samples import SAMPLES
@@ -21,13 +22,19 @@ def judge(
     samples: list[Path],
     rows: list[dict],
     tasks: dict[str, Task],
+    responses: Path,
     out: Path,
 ) -> None:
-    """Score each policy's samples (files of `write_samples`) with a reward model; writes `out` (quality.json)."""
+    """Score each policy's samples (files of `write_samples`) with a reward model; writes `out` (quality.json).
+
+    Args:
+        responses: the training responses, which give the samples' room, and so the prompts, as `write_samples` had it.
+    """
     kind = models.dtype(config.precision)
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
-    prompts = {row["id"]: encoder.prompt(row, room=config.max_new_tokens) for row in rows}
+    room = answer_room(config.max_new_tokens, responses, encoder)
+    prompts = {row["id"]: encoder.prompt(row, room=room) for row in rows}
     known = {row["id"]: row for row in rows}
     stops = [tokenizer.eos_token_id, *stop_ids(base)]
     with stage_lock(out.parent):

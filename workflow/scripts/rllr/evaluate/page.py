@@ -11,7 +11,8 @@ EXAMPLES = 3  # shown of each kind and task
 
 READING = """
 <p><b>sft</b> is trained on labels alone, <b>sft_wrat</b> on a rationale and then the label. <b>sft_wrat_bon</b> samples
-several answers of sft_wrat and keeps the one that the label reward model likes best. The others are sft_wrat after PPO:
+several answers of sft_wrat and keeps the one that the label reward model likes best; of <b>sft_wrat_vote</b>'s answers
+the label that most give counts. The others are sft_wrat after PPO:
 <b>rlhf</b> against a reward model of rationales, <b>rllr</b> against a reward model of labels, <b>rllr_mix</b> against
 both, the label reward capped; <b>rlvr</b> is rewarded for the gold label itself, <b>rlvr_mix</b> for the rationale as
 well. An answer that no label can be read from counts as wrong.</p>
@@ -51,6 +52,8 @@ def metrics_table(metrics: dict) -> str:
     extra = {
         "f1_macro": ("macro F1", percent), "f1": ("F1", percent), "spearman": ("Spearman", percent),
         "mean_absolute_error": ("mean absolute error", number),
+        "expectation_pearson": ("Pearson of the expected score", percent), "ece": ("calibration error", percent),
+        "brier": ("Brier score", number), "coverage_area": ("accuracy over coverages", percent),
     }  # fmt: skip
     shown = [key for key in extra if any(key in values for values in metrics["tasks"].values())]
     head = ["task", "metric", "value", *(extra[key][0] for key in shown), "rows", "unparsed"]
@@ -113,6 +116,14 @@ def methods_part(run: Run) -> str:
         parts += [f"<h4>{text(method)}</h4>", metrics_table(read_json(run.folder / method / "metrics.json"))]
         caption = f"{method}: gold labels down, labels read from the answers across."
         parts += [figure(run.folder / method / "confusion.svg", caption), examples(run, method)]
+        caption = (
+            f"{method}: accuracy of the answers that are surest of their label, by its probability (calibrated on the "
+            "validation slice) or by its share of the votes."
+        )
+        parts.append(figure(run.folder / method / "coverage.svg", caption))
+        if fitted := read_json(run.folder / method / "model.json")["temperatures"]:
+            told = ", ".join(f"{task} {value:.2f}" for task, value in fitted.items())
+            parts.append(f"<p class=note>Temperatures fitted to the validation slice: {text(told)}.</p>")
     return "".join(parts)
 
 

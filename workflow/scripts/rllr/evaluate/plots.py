@@ -126,6 +126,31 @@ def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) 
     save(figure, path)
 
 
+def coverage(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) -> None:
+    """Accuracy of the surest answers against the share of the rows that they are, a line a task with labels.
+
+    Args:
+        rows: lines of predictions.jsonl.
+    """
+    from rllr.evaluate.label_metrics import confidences, coverage_curve, shares
+
+    figure, (axis,) = panels(1, 1, 6, 3.6)
+    for colour, task in zip(itertools.cycle(COLOURS), tasks.values()):
+        own = [row for row in rows if row["task"] == task.name]
+        if any(shares(row) for row in own):
+            covered, accuracy = coverage_curve(*confidences(own))
+            axis.plot(covered, accuracy, color=colour, label=f"{task.name}: area {accuracy.mean():.3f}")
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of the rows, the surest first", fontsize=9)
+    axis.set_ylabel("accuracy", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    if axis.lines:
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    save(figure, path)
+
+
 def pairs(rows: list[dict], title: str, path: Path) -> None:
     """Histograms of a reward model's scores of both sides of the held-out test pairs, one panel a kind of pair.
 

@@ -25,6 +25,8 @@ def read_predictions(folder: Path) -> list[dict]:
 def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
     """One row per model and method: task metrics, their mean, and comparisons with the baselines that were run.
 
+    No conclusion is drawn from a method of which a task's answers are mostly unparsed: no mean, no comparison.
+
     Args:
         results: a results folder, holding <model>/<method>/{metrics.json,predictions.jsonl,model.json}.
 
@@ -33,7 +35,7 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
     """
     rows = []
     for model in models:
-        _, tasks, _ = find(results / model / methods[0])
+        _, tasks, *_ = find(results / model / methods[0])
         predictions = {method: read_predictions(results / model / method) for method in methods}
         tested = {method: tested_on(predictions[method]) for method in methods}
         for method in methods:
@@ -41,16 +43,18 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
                 raise UserError(
                     f"{results / model}: {methods[0]} and {method} were tested on different rows; predict both anew"
                 )
-        for method in methods:
-            metrics = read_json(results / model / method / "metrics.json")
+        measured = {method: read_json(results / model / method / "metrics.json") for method in methods}
+        baselines = [b for b in BASELINES if b in methods and not mostly_unparsed(measured[b])]
+        for method, metrics in measured.items():
             versus = {
                 baseline: difference(predictions[method], predictions[baseline], tasks)
-                for baseline in BASELINES
-                if baseline in methods and baseline != method
+                for baseline in baselines
+                if baseline != method and not mostly_unparsed(metrics)
             }
             named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
             named["tested_on"] = tested[method]
-            rows.append({**named, "score": metrics["score"], "tasks": metrics["tasks"], "versus": versus})
+            score = None if mostly_unparsed(metrics) else metrics["score"]
+            rows.append({**named, "score": score, "tasks": metrics["tasks"], "versus": versus})
     return rows
 
 
@@ -62,6 +66,11 @@ def tested_on(predictions: list[dict]) -> str:
 
 def unparsed(row: dict) -> int:
     return sum(task["unparsed"] for task in row["tasks"].values())
+
+
+def mostly_unparsed(metrics: dict) -> list[str]:
+    """The tasks of which more than half of the answers have no readable label: their numbers mean nothing."""
+    return [task for task, values in metrics["tasks"].items() if 2 * values["unparsed"] > values["n"]]
 
 
 def tsv(runs: dict[str, list[dict]]) -> str:
@@ -102,12 +111,20 @@ def tables(rows: list[dict]) -> list[Table]:
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
         lines = []
         for row in own:
-            cells = [(row["method"], ""), *(_share(row["tasks"][task]) for task in tasks)]
-            cells += [(f"{100 * row['score']:.1f}", ""), *(_versus(row["versus"].get(b)) for b in baselines)]
-            lines.append([*cells, (str(unparsed(row)), "")])
-        head = ["method", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+            cells = [(row["method"], ""), (str(unparsed(row)), ""), *(_share(row["tasks"][task]) for task in tasks)]
+            mean = "–" if row["score"] is None else f"{100 * row['score']:.1f}"
+            lines.append([*cells, (mean, ""), *(_versus(row["versus"].get(b)) for b in baselines)])
+        lines.insert(0, [*_most_frequent(own, tasks, ["–"]), *[("", "")] * len(baselines)])
+        head = ["method", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, _note(own)))
     return found
+
+
+def _most_frequent(rows: list[dict], tasks: list[str], between: list[str]) -> list[tuple[str, str]]:
+    """The cells of an answer that needs no model: always the test rows' most frequent label (Pearson's r: 0)."""
+    shares = [np.mean([r["tasks"][task]["most_frequent"] for r in rows if task in r["tasks"]]) for task in tasks]
+    numbers = [f"{100 * share:.1f}" for share in [*shares, np.mean(shares)]]
+    return [(cell, "") for cell in ("always the most frequent label", *between, *numbers)]
 
 
 def _note(rows: list[dict]) -> str:
@@ -120,6 +137,21 @@ def _note(rows: list[dict]) -> str:
             " mean). Called noise: the interval holds 0, or there are fewer than 25 such rows and p is above 0.05."
             f" This many rows can tell {_detectable([d['detectable'] for d in differences])}."
         )
+    return note + _unread(rows)
+
+
+def _unread(rows: list[dict]) -> str:
+    """What the methods are that nothing is concluded from, and how an unparsed answer counts."""
+    note = ""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        if tasks := list(dict.fromkeys(task for row in own for task in mostly_unparsed(row))):
+            note += (
+                f" {method}: {sum(map(unparsed, own))} of {sum(row['n'] for row in own)} answers have no readable"
+                f" label, most of those to {', '.join(tasks)}; no mean and no difference is drawn from it."
+            )
+    if any(map(unparsed, rows)):
+        note += " An unparsed answer counts as wrong; for a score, as the end of the range that is farthest from gold."
     return note
 
 
@@ -155,14 +187,15 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         lines, detectable = [], []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
-            cells = [(method, ""), (str(len(same)), "")]
+            cells = [(method, ""), (str(len(same)), ""), (str(sum(map(unparsed, same))), "")]
             for task in tasks:
                 cells.append(_mean([row["tasks"][task]["value"] for row in same if task in row["tasks"]]))
-            cells.append(_mean([row["score"] for row in same]))
+            cells.append(_mean([row["score"] for row in same if row["score"] is not None]))
             versus = [[row["versus"][b] for row in same if b in row["versus"]] for b in baselines]
             detectable += filter(None, map(detectable_over_runs, versus))
             cells += map(_over_runs, versus)
-            lines.append([*cells, (str(sum(map(unparsed, same))), "")])
+            lines.append(cells)
+        lines.insert(0, [*_most_frequent(own, tasks, ["", "–"]), *[("", "")] * len(baselines)])
         tested = sorted({f"{row['n']} test rows of {row['data']}" for row in own})
         note = f"Percent; means over runs ± their standard deviation. {', '.join(tested)}."
         if len({row["tested_on"] for row in own}) > 1:
@@ -175,7 +208,8 @@ def spread(runs: list[list[dict]]) -> list[Table]:
             )
         if detectable:
             note += f" These rows and runs can tell {_detectable(detectable)}."
-        head = ["method", "runs", *tasks, "mean", *(f"vs {b}" for b in baselines), "unparsed"]
+        note += _unread(own)
+        head = ["method", "runs", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, note))
     return found
 
@@ -256,15 +290,15 @@ def markdown(found: list[Table]) -> str:
     parts = ["# Results"]
     for table in found:
         lines = [[" ".join(filter(None, cell)) for cell in line] for line in table.lines]
-        parts.append(f"## {table.model}\n\n{pipes(table.head, lines)}\n\n{table.note}")
+        parts.append(f"## {table.model}\n\n{table.note}\n\n{pipes(table.head, lines)}")
     return "\n\n".join(parts) + "\n"
 
 
 def sections(found: list[Table]) -> str:
     """The tables as HTML, a heading each."""
     return "".join(
-        f"<h3>{html.text(table.model)}</h3>{html.table(table.head, table.lines)}"
-        f"<p class=note>{html.text(table.note)}</p>"
+        f"<h3>{html.text(table.model)}</h3><p class=note>{html.text(table.note)}</p>"
+        f"{html.table(table.head, table.lines)}"
         for table in found
     )
 

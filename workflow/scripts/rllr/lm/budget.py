@@ -141,7 +141,8 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 1) -> dict[s
     if section == "sft":
         peak += logits(sizes, rows * length, width)
     if section == "ppo":
-        peak += logits(sizes, rows * config["max_new_tokens"], width)
+        room = config["max_new_tokens"]
+        peak += logits(sizes, rows * (length if room == "auto" else room), width)
         rollout = config.get("rollout_batch_size", config["batch_size"])
         peak = max(peak, generation(sizes, rollout, length, width))
     return {"floor": floor, "peak": OVERHEAD * (floor + peak)}

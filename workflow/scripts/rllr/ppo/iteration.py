@@ -44,7 +44,7 @@ class PPOConfig:
     micro_batch_size: int
     rollout_batch_size: int
     cutoff: int
-    max_new_tokens: int
+    max_new_tokens: int | str  # auto until the run has read the training responses
     temperature: float
     samples_per_prompt: int
     baseline: str

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
 from rllr.lm import budget, models, sampling
 from rllr.lm.generation import decoded
+from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.methods import METHODS
 from rllr.ppo.backbone import Backbone
@@ -86,6 +87,8 @@ class Run:
         self.folders = {role: self.rewards / role / "adapter" for role in method.reward_models}
         kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(self.base)
         encoder = Encoder(tokenizer, config.cutoff)
+        room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
+        config = self.config = replace(config, max_new_tokens=room)
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
         self.validation_prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.validation]

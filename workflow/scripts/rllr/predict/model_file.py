@@ -21,28 +21,31 @@ class PredictConfig:
     precision: str
     attention: str
     batch_size: int
-    max_new_tokens: int
+    max_new_tokens: int | str  # auto until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int
+    votes: int
 
 
-def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict]) -> None:
+def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict], **found) -> None:
     """Write model.json: what the method is made of (paths relative to its folder), its tasks and their instructions.
 
     Args:
         paths: config, base, adapter, reward; None where the method has none.
         rows: prompts; the first row of a task gives its instruction, unless the instruction holds the text itself.
+        found: what prediction found out: max_new_tokens, room for an answer; votes, answers that vote (0: none do);
+            temperatures of the tasks' label probabilities.
     """
     relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
     instructions: dict[str, str] = {}
     for row in rows:
         if row["input"]:
             instructions.setdefault(row["task"], row["instruction"])
-    write_json(path, {**relative, "tasks": dump_tasks(tasks), "instructions": instructions})
+    write_json(path, {**relative, **found, "tasks": dump_tasks(tasks), "instructions": instructions})
 
 
-def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[str, str]]:
-    """The paths, tasks and instructions of a method's folder, results/<model>/<method>.
+def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict]:
+    """The paths and tasks of a method's folder, results/<model>/<method>, and all that model.json says.
 
     Raises:
         UserError: nothing was predicted with it yet.
@@ -59,4 +62,4 @@ def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict[st
     tasks = {
         name: Task(name=name, **{**task, "labels": tuple(task["labels"])}) for name, task in values["tasks"].items()
     }
-    return paths, tasks, values["instructions"]
+    return paths, tasks, values

@@ -18,12 +18,12 @@ OWN_CLASS = {
 }
 
 
-def card(config: dict, predict: dict, metrics: dict, used: dict, origin: dict, model_type: str) -> str:
+def card(config: dict, metrics: dict, used: dict, origin: dict, model_type: str) -> str:
     """The model card (README.md), filled from the run.
 
     Args:
-        config, predict: resolved configs of the stage and of prediction. metrics, used, origin: metrics.json,
-            model.json, origin.json. model_type: the architecture's name in transformers.
+        config: resolved config of the stage. metrics, used, origin: metrics.json, model.json, origin.json.
+        model_type: the architecture's name in transformers.
     """
     name = f"{metrics['model']} {metrics['method']}"
     scores = [
@@ -93,7 +93,7 @@ def card(config: dict, predict: dict, metrics: dict, used: dict, origin: dict, m
             '        return_tensors="pt",',
             "        return_dict=True,",
             "    )",
-            f"    answer = model.generate(**ids, max_new_tokens={predict['max_new_tokens']})",
+            f"    answer = model.generate(**ids, max_new_tokens={used['max_new_tokens']})",
             '    print(tokenizer.decode(answer[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))',
             "",
             "## Settings of the last stage",
@@ -104,9 +104,7 @@ def card(config: dict, predict: dict, metrics: dict, used: dict, origin: dict, m
     )
 
 
-def export(
-    base: Path, adapter: Path | None, config: dict, predict: dict, metrics: dict, used: dict, origin: dict, out: Path
-) -> None:
+def export(base: Path, adapter: Path | None, config: dict, metrics: dict, used: dict, origin: dict, out: Path) -> None:
     """Merge a method's adapter in fp32, store it in the base model's dtype, with tokenizer and card.
 
     Args:
@@ -121,7 +119,7 @@ def export(
 
     register()
     stored = AutoConfig.from_pretrained(base)
-    text = card(config, predict, metrics, used, origin, stored.model_type)
+    text = card(config, metrics, used, origin, stored.model_type)
     tokenizer = models.load_tokenizer(base)
     model = models.load_adapter(base, adapter, torch.float32).to(stored.dtype or torch.float32)
     # Greedy, as it was measured; the base model's own sampling settings do not apply.

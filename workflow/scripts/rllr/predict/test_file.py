@@ -1,20 +1,24 @@
 """Answers to every row of a test file, kept as they come: an interrupted run goes on from there."""
 
 import json
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
 from rllr import cli
 from rllr.checkpoints import fingerprint
-from rllr.files import stage_lock, write_jsonl
+from rllr.files import has_rows, stage_lock, write_jsonl
 from rllr.lm import budget
+from rllr.predict.confidence import certainty, fit_temperature
 from rllr.predict.model_file import PredictConfig, describe
 from rllr.predict.predictor import Predictor
 from rllr.rows import read_prompts
-from rllr.tasks import read_label
+from rllr.tasks import Task, read_label
+
+HELD = "validation/"  # before the ids of validation rows
 
 
-def resume(partial: Path, mark: str) -> dict[str, str]:
+def resume(partial: Path, mark: str) -> dict[str, dict]:
     """Answers by row id that an interrupted run of the same fingerprint already has."""
     if not partial.is_file():
         return {}
@@ -27,56 +31,82 @@ def resume(partial: Path, mark: str) -> dict[str, str]:
         if stamp is None:
             stamp = row.get("fingerprint")
         else:
-            done[row["id"]] = row["answer"]
+            done[row.pop("id")] = row
     if stamp != mark:
         partial.unlink()
         return {}
     # Written anew, so that a line cut short does not swallow the next one.
-    write_jsonl(partial, [{"fingerprint": mark}, *({"id": i, "answer": a} for i, a in done.items())])
+    write_jsonl(partial, [{"fingerprint": mark}, *({"id": i, **answer} for i, answer in done.items())])
     cli.log(f"resuming: {len(done)} answers are there")
     return done
 
 
-def prediction(row: dict, answer: str, tasks: dict) -> dict:
+def prediction(row: dict, answer: dict, task: Task, temperature: float) -> dict:
     """A line of predictions.jsonl; `prediction` is null where no label can be read."""
-    said = read_label(answer, tasks[row["task"]])
-    return {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said, "answer": answer}
+    said = read_label(answer["answer"], task)
+    line = {"id": row["id"], "task": row["task"], "label": row["label"], "prediction": said}
+    return {**line, **certainty(answer, task, temperature), "answer": answer["answer"]}
 
 
-def predict_file(config: PredictConfig, paths: dict, tasks: dict, data: Path, out: Path, described: bool) -> None:
+def temperatures(validation: list[dict], done: dict[str, dict], tasks: dict[str, Task]) -> dict[str, float]:
+    """Task -> temperature under which its label probabilities fit the validation rows."""
+    found = defaultdict(list)
+    for row in validation:
+        logprobs = done[row["id"]].get("logprobs")
+        if logprobs and tasks[row["task"]].kind != "score":
+            found[row["task"]].append((logprobs, row["label"]))
+    return {task: round(fit_temperature(*zip(*rows, strict=True)), 4) for task, rows in found.items()}
+
+
+def predict_file(
+    config: PredictConfig, paths: dict, tasks: dict, data: Path, validation: Path | None, votes: int, out: Path,
+    described: bool,
+) -> None:  # fmt: skip
     """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there.
 
     Args:
+        validation: rows, answered too, by which label probabilities are calibrated; None: they stay as they are.
+        votes: answers sampled per prompt, which vote; 0: one answer each.
         described: write model.json beside `out`.
     """
     from tqdm import tqdm
 
     rows = read_prompts(data, tasks, need_labels=True)
+    held = []
+    if validation and has_rows(validation) and not votes:
+        held = [{**row, "id": HELD + row["id"]} for row in read_prompts(validation, tasks, need_labels=True)]
     with stage_lock(out.parent):
-        mark = fingerprint([data, *filter(None, paths.values())], best_of=config.best_of)
+        used = {"best_of": config.best_of, "votes": votes, "max_new_tokens": config.max_new_tokens}
+        inputs = [data, *([validation] if held else []), *filter(None, paths.values())]
+        mark = fingerprint(inputs, **used)
         partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
-        left = [row for row in rows if row["id"] not in done]
+        left = [row for row in [*rows, *held] if row["id"] not in done]
         if left:
-            samples = config.best_of if paths["reward"] else 1
+            samples = votes or (config.best_of if paths["reward"] else 1)
             # About 1.5 tokens a word.
             words = sum(len((row["instruction"] + row["input"]).split()) for row in left) * 3 // 2
             tokens = samples * (words + len(left) * config.max_new_tokens // 2)  # answers of half the room
             budget.check(paths["base"], asdict(config), "predict", tokens, out.parent)
-        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"])
+        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes)
         with (
             open(partial, "a", encoding="utf-8") as file,
             tqdm(total=len(left), desc="predicting", mininterval=2) as bar,
         ):
             if not done and not file.tell():
                 file.write(json.dumps({"fingerprint": mark}) + "\n")
-            for indices, texts in predictor.answers(left):
-                for i, text in zip(indices, texts, strict=True):
-                    done[left[i]["id"]] = text
-                    file.write(json.dumps({"id": left[i]["id"], "answer": text}, ensure_ascii=False) + "\n")
+            prompts = [predictor.prompt(row) for row in left]
+            predictor.encoder.report("prompts", list(map(len, prompts or [[]])))
+            for indices, answers in predictor.answers(left, prompts):
+                for i, answer in zip(indices, answers, strict=True):
+                    done[left[i]["id"]] = answer
+                    file.write(json.dumps({"id": left[i]["id"], **answer}, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update(len(indices))
+        fitted = temperatures(held, done, tasks)
         if described:
-            describe(out.with_name("model.json"), paths, tasks, rows)
-        write_jsonl(out, (prediction(row, done[row["id"]], tasks) for row in rows))
+            found = {"max_new_tokens": config.max_new_tokens, "votes": votes, "temperatures": fitted}
+            describe(out.with_name("model.json"), paths, tasks, rows, **found)
+        lines = ((row, done[row["id"]], tasks[row["task"]], fitted.get(row["task"], 1.0)) for row in rows)
+        write_jsonl(out, (prediction(*line) for line in lines))
         partial.unlink()

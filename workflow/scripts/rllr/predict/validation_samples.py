@@ -1,21 +1,30 @@
 """Several answers of a policy to each validation prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rllr import cli
 from rllr.files import stage_lock, write_jsonl
 from rllr.lm import models, sampling
+from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
 
 SAMPLES = 4  # per prompt
 
 
-def write_samples(config: PredictConfig, base: Path, adapter: Path | None, rows: list[dict], out: Path) -> None:
-    """Sample SAMPLES answers of a policy to each row; `out` gets a line a row: id, responses (token ids)."""
+def write_samples(
+    config: PredictConfig, base: Path, adapter: Path | None, rows: list[dict], responses: Path, out: Path
+) -> None:
+    """Sample SAMPLES answers of a policy to each row; `out` gets a line a row: id, responses (token ids).
+
+    Args:
+        responses: the training responses that answers are to be like.
+    """
     kind = models.dtype(config.precision)
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
+    config = replace(config, max_new_tokens=answer_room(config.max_new_tokens, responses, encoder))
     prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in rows]
     ids = [row["id"] for row in rows]
     with stage_lock(out.parent):

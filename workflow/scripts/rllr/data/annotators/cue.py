@@ -21,6 +21,18 @@ FOLDS = 5
 WORD = re.compile(r"[^\W\d_]{2,}(?:['\u2019][^\W\d_]+)*|[^\W\d_](?:['\u2019][^\W\d_]+)+")  # not single letters
 SHARED = ("almost no words", "few words", "some words", "most words", "almost all words")
 SMOOTHING = 0.5
+# English words that say nothing of a text's content; negations do.
+_STOP = (
+    "about after again all also although am an and any are as at be because been before being both but by can "
+    "could did do does doing down during each even ever few for from further get gets got had has have having he "
+    "he's her here here's hers herself him himself his how however i'd i'll i'm i've if in into is it it's its itself "
+    "just let's like made make makes many may me might more most much must my myself of off on once one only or other "
+    "our ours ourselves out over own quite rather really same she she's should so some such than that that's the their "
+    "theirs them themselves then there there's these they they're they've this those though through thus to too under "
+    "until up upon us very was we we're we've were what what's when where where's whether which while who who's whom "
+    "whose why will with would yet you you're you've your yours yourself yourselves"
+)
+STOP_WORDS = frozenset([*_STOP.split(), *_STOP.replace("'", "\u2019").split()])
 
 
 def words(text: str) -> list[str]:
@@ -34,14 +46,14 @@ def cues(text: str, text2: str, pair: bool) -> list[str]:
     """
     first = words(text)
     if not pair:
-        return first
+        return [word for word in first if word not in STOP_WORDS]
     second = words(text2)
     both = set(first) & set(second)
     share = len(both) / max(1, len(set(first) | set(second)))
     return [
         f"~{min(4, int(share * 5))}",
-        *(("=" if word in both else "<") + word for word in first),
-        *(">" + word for word in second if word not in both),
+        *(("=" if word in both else "<") + word for word in first if word not in STOP_WORDS),
+        *(">" + word for word in second if word not in both | STOP_WORDS),
     ]
 
 

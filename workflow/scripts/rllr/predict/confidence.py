@@ -1,0 +1,128 @@
+"""How sure a label is: its probability where the answer decides, or its share of sampled answers; calibration."""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+
+from rllr.lm import models
+from rllr.lm.choices import continuation_logprobs
+from rllr.tasks import ANSWER, Task, respond
+
+FEWEST = 20  # validation rows of a task by which a temperature is fitted
+
+
+def choices(task: Task) -> list[str]:
+    """The labels that are weighed against each other; for a score about a hundred steps of its range, as written."""
+    if task.kind != "score":
+        return list(task.labels)
+    digits = max(0, 2 - math.ceil(math.log10(task.high - task.low)))
+    step = 10.0**-digits
+    count = math.floor((task.high - task.low) / step + 1e-9)
+    return [f"{round(task.low + i * step, digits) + 0.0:g}" for i in range(count + 1)]
+
+
+def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
+    """The answer up to where it decides, with each of `choices` there, and whether it ends with them.
+
+    It decides in its last answer line or, if it begins with a label and a mark of punctuation (a rationale that gives
+    its claim first), right there: what follows only repeats it. None where it has no answer line and none is known.
+    """
+    if task.kind != "score":
+        names = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
+        if first := re.match(rf"(?:{names})([,.;:])", answer, re.IGNORECASE):
+            capital = str.capitalize if answer[0].isupper() else str
+            return [f"{capital(label[0])}{label[1:]}{first[1]}" for label in task.labels], False
+    lines = list(re.finditer(task.answer, answer))
+    if lines:
+        start, said = lines[-1].start(1), lines[-1].group(1)
+        before = answer[: start + len(said) - len(said.lstrip())]
+        space = " " if not said and before.endswith(":") else ""
+        return [f"{before}{space}{label}" for label in choices(task)], True
+    return ([respond(answer.rstrip(), label) for label in choices(task)], True) if task.answer == ANSWER else None
+
+
+def label_logprobs(
+    model, encoder, prompts: list[list[int]], answers: list[str], tasks: list[Task], batch_size: int, kind
+) -> list[dict[str, float] | None]:
+    """Log-probability of each label where an answer decides (`completed`), given what stands before it; one dictionary
+    a row.
+
+    In the answer line every label ends in EOS, so that "4" is not part of "4.5". They are not normalised: together they
+    are what the model gives the task's labels at all. The work: prompt and answer are read once more, and a few tokens
+    a label.
+
+    Args:
+        encoder: an rllr.lm.tokens.Encoder. prompts: token ids.
+        batch_size: continuations read side by side; all of a row's at once in any case.
+    """
+    found: list[dict[str, float] | None] = [None] * len(prompts)
+    rows = []
+    for i, (answer, task) in enumerate(zip(answers, tasks, strict=True)):
+        if place := completed(answer, task):
+            ids = [encoder.response(text) if place[1] else encoder.ids(text) for text in place[0]]
+            # As far as they are alike, they belong to what is read once.
+            shared = next((p for p, several in enumerate(zip(*ids)) if len(set(several)) > 1), 0)
+            rows.append((i, prompts[i] + ids[0][:shared], [own[shared:] for own in ids]))
+    rows.sort(key=lambda row: -len(row[1]))
+    while rows:
+        size = max(1, batch_size // len(rows[0][2]))
+        batch, rows = rows[:size], rows[size:]
+        with models.autocast(kind):
+            scored = continuation_logprobs(
+                model, [row[1] for row in batch], [row[2] for row in batch], encoder.tokenizer.pad_token_id
+            )
+        for (i, *_), values in zip(batch, scored, strict=True):
+            found[i] = dict(zip(choices(tasks[i]), values, strict=True))
+    return found
+
+
+def probabilities(logprobs: dict[str, float], temperature: float = 1.0) -> dict[str, float]:
+    """The softmax of log-probabilities over `temperature`."""
+    scaled = np.array(list(logprobs.values())) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return dict(zip(logprobs, (weights / weights.sum()).tolist(), strict=True))
+
+
+def fit_temperature(logprobs: list[dict[str, float]], gold: list[str]) -> float:
+    """The temperature under which the gold labels are likeliest (Guo et al. 2017, arXiv 1706.04599), in 1/20 to 20; 1
+    for fewer than FEWEST rows.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if len(gold) < FEWEST:
+        return 1.0
+    values = np.array([list(own.values()) for own in logprobs])
+    right = np.array([list(own).index(label) for own, label in zip(logprobs, gold, strict=True)])
+
+    def loss(log_temperature: float) -> float:
+        scaled = values / math.exp(log_temperature)
+        top = scaled.max(1)
+        norm = top + np.log(np.exp(scaled - top[:, None]).sum(1))
+        return float((norm - scaled[np.arange(len(right)), right]).mean())
+
+    return math.exp(minimize_scalar(loss, bounds=(-math.log(20), math.log(20)), method="bounded").x)
+
+
+def vote(labels: list[str | None], task: Task) -> tuple[str | None, dict[str, float]]:
+    """The label most answers give (Wang et al. 2023, arXiv 2203.11171; of equals the one given first) and each one's
+    share of all answers; of scores the median.
+    """
+    said = [label for label in labels if label is not None]
+    shares = {label: count / len(labels) for label, count in Counter(said).most_common()}
+    if task.kind == "score" and said:
+        return sorted(said, key=float)[(len(said) - 1) // 2], shares
+    return next(iter(shares), None), shares
+
+
+def certainty(answer: dict, task: Task, temperature: float = 1.0) -> dict:
+    """What predictions.jsonl says of how sure an answer is: `votes`, or `probabilities` (of a score `expectation`)."""
+    if "votes" in answer:
+        return {"votes": answer["votes"]}
+    if not answer.get("logprobs"):
+        return {}
+    found = probabilities(answer["logprobs"], temperature)
+    if task.kind == "score":
+        return {"expectation": round(sum(float(label) * p for label, p in found.items()), 4)}
+    return {"probabilities": {label: round(p, 6) for label, p in found.items()}}
