@@ -1,13 +1,19 @@
-"""The pages that people read: every file has its line, no link is broken, and the table of methods is the registry's."""
+"""The pages that people read: every file has its line, links lead somewhere, tables say what the code says."""
 
+import ast
 import re
 import string
+from pathlib import Path
 
 import pytest
-from conftest import PROGRAMS, ROOT
 
+from rllr.evaluate.label_metrics import method_metrics
+from rllr.evaluate.quality import statistics
 from rllr.methods import METHODS
+from rllr.tasks import Task
 
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ROOT / "workflow" / "scripts"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 TRAINED_BY = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO"}
@@ -58,8 +64,8 @@ def test_no_link_is_broken(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_programs_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
-    for path in re.findall(r"(?:workflow|tests|config|docs|profiles|benchmarks)/[\w/-]+\.\w+", text):
-        assert (ROOT / path).exists() or (page.parent / path).exists(), path
+    for path in re.findall(r"\b(?:workflow|tests|benchmarks)/[\w/-]+\.(?:py|smk)\b", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_table_of_methods_is_the_registry():
@@ -78,3 +84,78 @@ def test_results_with_other_settings_say_so():
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         text = " ".join(page.read_text(encoding="utf-8").split())
         assert "2026-11-22, before the cue writer's rationales were shortened (2026-11-25)" in text
+
+
+OUTPUTS = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")
+
+
+def explained(key: str, text: str = OUTPUTS) -> bool:
+    """Whether a key stands, as code, in the first cell of a table's row or in the text."""
+    return f"`{key}`" in text
+
+
+def test_every_key_of_the_metrics_is_explained():
+    tasks = {
+        "films": Task("films", "label", ("bad", "good"), f1="good"),
+        "stars": Task("stars", "stars", ("1", "2", "3")),
+        "likeness": Task("likeness", "score", low=0, high=5, metric="pearson"),
+    }
+    sure = {
+        "films": {"probabilities": {"bad": 0.3, "good": 0.7}},
+        "stars": {"probabilities": {"1": 0.5, "2": 0.3, "3": 0.2}},
+        "likeness": {"expectation": 2.5},
+    }
+    labels = {"films": ("bad", "good"), "stars": ("1", "3"), "likeness": ("1", "4")}
+    rows = [
+        {"task": task, "label": label, "prediction": label, **sure[task]}
+        for task in tasks
+        for label in labels[task] * 2
+    ]
+    metrics = method_metrics(rows, tasks)
+    for key in {*metrics, *(key for found in metrics["tasks"].values() for key in found)}:
+        assert explained(key), key
+
+
+def test_every_key_of_reward_quality_is_explained():
+    rows = [{"id": str(i // 2), "task": "films", "correct": i % 2 == 0, "reward": float(i)} for i in range(8)]
+    found = statistics(rows)
+    for key in {*found, *found["quintiles"][0], *found["tasks"]["films"]}:
+        assert explained(key), key
+
+
+def written_keys(path: Path, *functions: str) -> set[str]:
+    """Constant keys of the dictionaries, and of what is assigned to them, in functions of a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name in functions:
+            for node in ast.walk(function):
+                if isinstance(node, ast.Dict):
+                    found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                    found |= {node.slice.value} if isinstance(node.slice, ast.Constant) else set()
+    return found
+
+
+# Of single responses; the log has their means, under other names where they are named here.
+RENAMED = {"correct": "label_accuracy", "unparsed": "unparsed_rate", "eos": "eos_rate"}
+
+
+def test_every_key_of_the_ppo_log_is_explained():
+    folder = PROGRAMS / "rllr" / "ppo"
+    keys = written_keys(folder / "iteration.py", "advantages", "optimise", "update", "statistics")
+    keys |= written_keys(folder / "run.py", "resume", "iterate", "validate", "accuracy", "write_outputs")
+    keys = {RENAMED.get(key, key) for key in keys if isinstance(key, str)} - {"lr"}  # the optimiser's own name
+    keys |= {f"seconds_{phase}" for phase in ("rollout", "scoring", "advantages", "optimisation")}
+    keys |= {"label_reward", "rationale_reward"}
+    assert len(keys) > 25
+    for key in sorted(keys):
+        assert explained(key), key
+
+
+def test_every_key_of_a_prediction_and_of_the_model_file_is_explained():
+    folder = PROGRAMS / "rllr" / "predict"
+    keys = written_keys(folder / "test_file.py", "prediction") | written_keys(folder / "confidence.py", "certainty")
+    keys |= written_keys(folder / "model_file.py", "describe") | {"temperatures", "max_new_tokens", "votes"}
+    for key in sorted(keys):
+        assert explained(key), key
