@@ -6,6 +6,7 @@ import string
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rllr.evaluate.label_metrics import method_metrics
 from rllr.evaluate.quality import statistics
@@ -159,3 +160,28 @@ def test_every_key_of_a_prediction_and_of_the_model_file_is_explained():
     keys |= written_keys(folder / "model_file.py", "describe") | {"temperatures", "max_new_tokens", "votes"}
     for key in sorted(keys):
         assert explained(key), key
+
+
+def test_commands_of_make_exist():
+    targets = set(re.findall(r"^([\w.$()/-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = {target.replace("$(ENV)", ".venv") for target in targets}
+    for page in [*PAGES, ROOT / ".github" / "workflows" / "ci.yml"]:
+        for target in re.findall(r"(?:`|run: |^)make ([\w./-]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert target in targets, (page.name, target)
+
+
+def test_hooks_have_the_pinned_versions():
+    pinned = dict(line.split("==") for line in (ROOT / "requirements-dev.txt").read_text().split() if "==" in line)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    for hook in hooks:
+        (dependency,) = hook["additional_dependencies"]
+        name, version = dependency.split("==")
+        assert pinned[name] == version
+
+
+def test_hosted_checks_are_what_the_project_has():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert set(jobs) == {"lint", "unit", "workflow", "dry-run"}
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        fields = yaml.safe_load(form.read_text())
+        assert form.name == "config.yml" or all("label" in part["attributes"] for part in fields["body"])
