@@ -2,7 +2,11 @@
 
 import ast
 import re
+import shlex
+import shutil
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -185,3 +189,53 @@ def test_hosted_checks_are_what_the_project_has():
     for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         fields = yaml.safe_load(form.read_text())
         assert form.name == "config.yml" or all("label" in part["attributes"] for part in fields["body"])
+
+
+def shell_commands(page: Path) -> list[str]:
+    """The commands that begin with snakemake in a page's sh blocks, with their continuation lines."""
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("snakemake ")]
+
+
+COMMANDS = sorted({command for page in PAGES for command in shell_commands(page)})
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what Snakemake reads of the project, with own data named mydata."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("config", "workflow", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, folder / name)
+    own = yaml.safe_load((folder / "config" / "data" / "own.yaml").read_text())
+    (folder / "config" / "data" / "mydata.yaml").write_text(yaml.safe_dump(own))
+    for task in own["tasks"].values():
+        for file in [file for split in ("train", "test") for file in task.get(split, {}).get("files", [])]:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).touch()
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_snakemake_plan_something(checkout, command):
+    arguments = shlex.split(command.replace("$PWD", str(checkout)), comments=True)[1:]
+    # `--touch` touches what is there, and here nothing is.
+    dry = [] if "--rulegraph" in arguments else ["-n"]
+    arguments = [*dry, *(a for a in arguments if a not in ("-n", "--touch"))]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments], cwd=checkout, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "digraph" in done.stdout if not dry else "Nothing to be done" not in done.stdout + done.stderr
+
+
+def test_programs_in_the_pages_take_the_options_given():
+    """Options of `python workflow/scripts/<program>.py ...` are those that the program has."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for program, rest in re.findall(r"python\s+workflow/scripts/(\w+)\.py([^`\n]*)", text):
+            source = (PROGRAMS / f"{program}.py").read_text()
+            for option in re.findall(r"(?<=\s)--[a-z-]+", rest.split("#")[0]):
+                assert option == "--help" or f'"{option}"' in source, (page.name, program, option)
