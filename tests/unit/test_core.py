@@ -140,10 +140,10 @@ def test_every_model_resolves_every_stage():
     from rllr.methods import SECTIONS
     from rllr.ppo.iteration import PPOConfig
     from rllr.predict.model_file import PredictConfig
-    from rllr.train.trainer import PreferenceConfig, RewardConfig
+    from rllr.train.trainer import PreferenceConfig, RewardConfig, SupervisedConfig
 
     classes = {
-        "sft": TrainingConfig, "reward": RewardConfig, "dpo": PreferenceConfig, "ppo": PPOConfig,
+        "sft": SupervisedConfig, "reward": RewardConfig, "dpo": PreferenceConfig, "ppo": PPOConfig,
         "predict": PredictConfig,
     }  # fmt: skip
 
