@@ -21,7 +21,7 @@ from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_js
 from rllr.lm.tokens import Encoder
 from rllr.rows import read_pairs, read_prompts, read_responses
 from rllr.train.pairwise import pair_metrics, pairwise_loss
-from rllr.train.trainer import TrainingConfig, accumulation
+from rllr.train.trainer import SupervisedConfig, accumulation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,7 +143,7 @@ def test_every_model_resolves_every_stage():
     from rllr.train.trainer import PreferenceConfig, RewardConfig
 
     classes = {
-        "sft": TrainingConfig, "reward": RewardConfig, "dpo": PreferenceConfig, "ppo": PPOConfig,
+        "sft": SupervisedConfig, "reward": RewardConfig, "dpo": PreferenceConfig, "ppo": PPOConfig,
         "predict": PredictConfig,
     }  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_a_stage_config_is_checked(tmp_path, change, expected):
     values = {k: v for k, v in values.items() if v is not ...}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=expected):
-        load_stage(TrainingConfig, tmp_path / "config.yaml")
+        load_stage(SupervisedConfig, tmp_path / "config.yaml")
 
 
 def test_uneven_batches_are_refused():
@@ -346,6 +346,24 @@ def test_sft_trains_every_answer_of_a_dialogue(merged, tokenizer, tmp_path):
         logits = plain(input_ids=torch.tensor([found["input_ids"]])).logits[0].detach().log_softmax(-1)
         losses += [-logits[i - 1, label].item() for i, label in enumerate(found["labels"]) if label != -100]
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_tokens_weigh_what_they_decide(tokenizer):
+    """A byte a token here: the label's words weigh 10, what is quoted 0.3, all else and the EOS 1."""
+    from rllr.train.supervised import encode
+
+    text = 'It is Not bad, as "not dull" says.\nLabel: not bad'
+    row = {"id": "r", "instruction": "Good?", "input": "x", "output": text, "label": "not bad"}
+    (found,) = encode([row], Encoder(tokenizer, 400), label_weight=10, quote_weight=0.3)
+    weights = found["weights"][-len(text) - 1 :]
+    expected = [1.0] * (len(text) + 1)
+    for part, weight in (("Not bad", 10), ("not dull", 0.3)):
+        start = text.index(part)
+        expected[start : start + len(part)] = [weight] * len(part)
+    expected[text.rindex("not bad") : len(text)] = [10] * len("not bad")
+    assert weights == expected
+    (plain,) = encode([row], Encoder(tokenizer, 400))
+    assert plain["weights"] == [1.0] * len(plain["input_ids"]) and plain["labels"] == found["labels"]
 
 
 # Reward models

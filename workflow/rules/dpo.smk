@@ -24,6 +24,6 @@ rule dpo:
     message:
         "DPO: {wildcards.dpo_method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/dpo.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/dpo.py" '
         "--config {params.out:q}/config.yaml --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"

@@ -48,5 +48,5 @@ rule figure:
     message:
         "Drawing {wildcards.figure} of {wildcards.any_stage} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/plot.py {wildcards.figure} --data {params.data:q} --tasks {input.tasks:q} "
+        'python "$PROGRAMS/plot.py" {wildcards.figure} --data {params.data:q} --tasks {input.tasks:q} '
         "--title {params.title:q} --out {output.figure:q} 2>&1 | tee {log:q}"

@@ -29,11 +29,11 @@ rule ppo:
         **on_gpus(minutes=60, per_billion=240),
     params:
         out="results/{model}/{ppo_method}",
-        rewards="results/{model}",
+        rewards=lambda wildcards: f"results/{wildcards.model}",
         data=lambda wildcards, input: Path(input.tasks).parent,
     message:
         "PPO: {wildcards.ppo_method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/ppo.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/ppo.py" '
         "--config {params.out:q}/config.yaml --base {input.base:q} --data {params.data:q} "
         "--rewards {params.rewards:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -28,7 +28,7 @@ rule predict:
     message:
         "Predicting with {wildcards.method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/predict.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/predict.py" '
         "--config results/{wildcards.model:q}/predict/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
         "--reward {input.reward:q} --data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} "
         "--validation {input.validation:q} {params.votes} --out {output.predictions:q} 2>&1 | tee {log:q}"
@@ -57,7 +57,7 @@ rule metrics:
     message:
         "Metrics of {wildcards.method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/metrics.py --predictions {input.predictions:q} --tasks {input.tasks:q} "
+        'python "$PROGRAMS/metrics.py" --predictions {input.predictions:q} --tasks {input.tasks:q} '
         "--model {wildcards.model:q} --method {wildcards.method:q} --data {params.data:q} --out {output.metrics:q} "
         "2>&1 | tee {log:q}"
 
@@ -86,6 +86,6 @@ rule export:
         "A standalone model of {wildcards.method} of {wildcards.model}"
     shell:
         # No GPU: another stage may hold it.
-        "CUDA_VISIBLE_DEVICES= python {PROGRAMS:q}/export.py --base {input.base:q} --adapter {input.adapter:q} "
+        'CUDA_VISIBLE_DEVICES= python "$PROGRAMS/export.py" --base {input.base:q} --adapter {input.adapter:q} '
         "--config results/{wildcards.model:q}/{wildcards.method:q}/config.yaml --metrics {input.metrics:q} "
         "--used {input.used:q} --origin {input.origin:q}/origin.json --out {output.model:q} 2>&1 | tee {log:q}"

@@ -26,7 +26,7 @@ rule reward_model:
     message:
         "Training reward model {wildcards.reward_model} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/reward.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/reward.py" '
         "--config {params.out:q}/config.yaml --base {input.base:q} --data {params.data:q} "
         "--out {params.out:q} 2>&1 | tee {log:q}"
 
@@ -54,7 +54,7 @@ rule sample_policy:
     message:
         "Sampling {wildcards.method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/sample_policy.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/sample_policy.py" '
         "--config results/{wildcards.model:q}/quality/config.yaml --base {input.base:q} --adapter {input.adapter:q} "
         "--data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} --out {output.samples:q} "
         "2>&1 | tee {log:q}"
@@ -88,7 +88,7 @@ rule reward_quality:
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policies' samples"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/reward_quality.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/reward_quality.py" '
         "--config results/{wildcards.model:q}/quality/config.yaml --base {input.base:q} --reward {input.reward:q} "
         "--samples {input.samples:q} --data {input.data:q} --tasks {input.tasks:q} --responses {input.responses:q} "
         "--out {output.quality:q} 2>&1 | tee {log:q}"

@@ -23,7 +23,7 @@ rule sft:
     message:
         "Training {wildcards.sft_method} of {wildcards.model}"
     shell:
-        "python {PROGRAMS:q}/launch.py {resources.launch} {PROGRAMS:q}/sft.py "
+        'python "$PROGRAMS/launch.py" {resources.launch} "$PROGRAMS/sft.py" '
         "--config {params.out:q}/config.yaml --base {input.base:q} --data {input.data:q} "
         "--tasks {input.tasks:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
@@ -49,5 +49,5 @@ rule merge:
         "Merging the adapter of sft_wrat into {wildcards.model}"
     shell:
         # No GPU: another stage may hold it.
-        "CUDA_VISIBLE_DEVICES= python {PROGRAMS:q}/merge.py --base {input.base:q} --adapter {input.adapter:q} "
+        'CUDA_VISIBLE_DEVICES= python "$PROGRAMS/merge.py" --base {input.base:q} --adapter {input.adapter:q} '
         "--out {output.merged:q} 2>&1 | tee {log:q}"

@@ -35,7 +35,7 @@ rule summary:
     message:
         "Summary of {params.models}"
     shell:
-        "python {PROGRAMS:q}/summary.py --results results --models {params.models:q} --methods {params.methods:q} "
+        'python "$PROGRAMS/summary.py" --results results --models {params.models:q} --methods {params.methods:q} '
         "--out results 2>&1 | tee {log:q}"
 
 
@@ -105,6 +105,6 @@ rule report:
     message:
         "Report on {params.models}"
     shell:
-        "python {PROGRAMS:q}/report.py --results results --models {params.models:q} --methods {params.methods:q} "
+        'python "$PROGRAMS/report.py" --results results --models {params.models:q} --methods {params.methods:q} '
         "--reward-models {params.reward_models:q} --stages {params.stages:q} --data {params.data:q} "
         "--bases {input.bases:q} --out {output.html:q} 2>&1 | tee {log:q}"

@@ -16,7 +16,7 @@ from rllr import cli
 from rllr.config import load_stage
 from rllr.rows import read_responses
 from rllr.tasks import load_tasks
-from rllr.train.trainer import TrainingConfig
+from rllr.train.trainer import SupervisedConfig
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.json of the data")
     parser.add_argument("--out", type=Path, required=True, help="stage folder")
     args = parser.parse_args()
-    config = load_stage(TrainingConfig, args.config)
+    config = load_stage(SupervisedConfig, args.config)
     rows = read_responses(args.data, load_tasks(args.tasks))
 
     from rllr.train.supervised import fine_tune  # heavy: only once the input is known to be good

@@ -167,7 +167,7 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         task=task,
         instruction=section.get("instruction", ""),
         # A label's own word is its claim unless the config has a better one.
-        claims={label: label for label in labels}
+        claims={label: f"it is {label}" for label in labels}
         | {str(label): claim for label, claim in section.get("claims", {}).items()},
         sources=sources,
         pair=pair,

@@ -1,8 +1,9 @@
 """Trained reward models: what they are, loading one, and the scores that it gives to responses.
 
 A reward model scores a response by a linear head on the hidden state of its last token (`head`, as published), or by
-how much likelier its adapter makes the response than the merged model does (`log_ratio`, the implicit reward of DPO,
-Rafailov et al. 2023, eq. 5): that one starts from what the model knows and needs fewer pairs.
+how likely its adapter holds the response's claim, its first words up to a comma or a line break (`claim`): where
+rationales begin with what they claim, that is the label. The second starts from what the policy knows, needs fewer
+pairs, and is not distracted by what else the response says.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,30 @@ from rllr.files import read_json
 from rllr.lm import models
 from rllr.lm.packing import Packed, by_size, shares_prompts
 
-SCORE = "score.json"  # beside a log_ratio adapter: {"beta": ...}
+SCORE = "score.json"  # beside an adapter: {"score": "claim"}; without it the adapter has a head
 
 
-def ratio_beta(adapter: Path | str) -> float | None:
-    """beta of a log_ratio reward model's adapter; None: it has a head."""
+def scores_claims(adapter: Path | str) -> bool:
+    """Whether a reward model's adapter scores by the claim's likelihood."""
     path = Path(adapter) / SCORE
-    return read_json(path)["beta"] if path.is_file() else None
+    return path.is_file() and read_json(path)["score"] == "claim"
+
+
+def claim_ends(tokenizer, vocabulary: int) -> torch.Tensor:
+    """(V,) bool: the tokens with which a claim ends, those with a comma or a line break in them."""
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    ends = [i for i, text in enumerate(texts) if "," in text or "\n" in text]
+    return torch.zeros(max(vocabulary, len(tokenizer)), dtype=torch.bool).index_fill(0, torch.tensor(ends), True)
+
+
+def claim_part(tokens: torch.Tensor, kept: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """(N, R) bool: the response tokens up to the first that ends a claim, itself included.
+
+    Args:
+        tokens, kept: (N, R) as in Packed. ends: (V,) from `claim_ends`.
+    """
+    ending = ends.to(tokens.device)[tokens].long()
+    return kept & (ending.cumsum(1) - ending == 0)
 
 
 def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -50,27 +68,21 @@ class Reward:
     """A loaded reward model.
 
     Attributes:
-        model: PEFT model: a SEQ_CLS one, or a causal one whose adapters off give the merged model.
-        beta: scale of the log-ratio; None: the model has a head.
+        model: PEFT model: a SEQ_CLS one, or a causal one that scores claims.
+        ends: (V,) from `claim_ends`; None: the model has a head.
     """
 
     model: torch.nn.Module
-    beta: float | None
+    ends: torch.Tensor | None
 
     def __call__(self, batch: Packed) -> torch.Tensor:
         """(N,) fp32 scores."""
         plain, trunk = trunk_of(self.model)
-
-        def hidden() -> torch.Tensor:
-            return trunk(**batch.inputs(), use_cache=False).last_hidden_state
-
-        if self.beta is None:
-            return plain.score(hidden()[batch.group, batch.last()])[:, 0, 0]
-        unembed = plain.get_output_embeddings()
-        own = log_likelihood(hidden(), unembed, batch)
-        with self.model.disable_adapter():
-            merged = log_likelihood(hidden(), unembed, batch)
-        return self.beta * (own - merged).sum(1)
+        hidden = trunk(**batch.inputs(), use_cache=False).last_hidden_state
+        if self.ends is None:
+            return plain.score(hidden[batch.group, batch.last()])[:, 0, 0]
+        found = log_likelihood(hidden, plain.get_output_embeddings(), batch)
+        return (found * claim_part(batch.tokens, batch.kept, self.ends)).sum(1)
 
 
 def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto") -> Reward:
@@ -81,13 +93,14 @@ def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attent
     """
     from peft import PeftModel
 
-    beta, found = ratio_beta(adapter), read_json(Path(adapter) / "adapter_config.json").get("task_type")
-    if beta is None and found != "SEQ_CLS":
+    claims, found = scores_claims(adapter), read_json(Path(adapter) / "adapter_config.json").get("task_type")
+    if not claims and found != "SEQ_CLS":
         raise UserError(f"{adapter}: expected the adapter of a reward model (task type SEQ_CLS), found {found}")
-    load = models.load_scorer if beta is None else models.load_causal
-    model = PeftModel.from_pretrained(load(base, kind, attention), adapter)
+    plain = (models.load_causal if claims else models.load_scorer)(base, kind, attention)
+    ends = claim_ends(models.load_tokenizer(base), plain.config.vocab_size) if claims else None
+    model = PeftModel.from_pretrained(plain, adapter)
     models.cast_weights_not_activations(model)
-    return Reward(model.to(models.device()).eval(), beta)
+    return Reward(model.to(models.device()).eval(), ends)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rllr.cli import UserError
 from rllr.lm import models
 from rllr.lm.packing import Packed, shares_prompts
-from rllr.lm.rewards import log_likelihood, ratio_beta
+from rllr.lm.rewards import claim_ends, claim_part, log_likelihood, scores_claims
 
 
 class Backbone:
@@ -40,7 +40,7 @@ class Backbone:
         attention: str = "auto",
         critic: bool = True,
     ) -> None:
-        self.kind = kind
+        self.folder, self.kind = folder, kind
         self.checkpointing = gradient_checkpointing
         fresh = LoraConfig(
             r=lora["r"],
@@ -59,10 +59,10 @@ class Backbone:
         self.shared = shares_prompts(self.plain)
         hidden = self.plain.config.get_text_config().hidden_size
         self.heads = torch.nn.ModuleDict()
-        self.betas: dict[str, float] = {}  # reward models that score by their log-ratio
+        self.claims: dict[str, torch.Tensor] = {}  # reward models that score claims -> the tokens that end one
         for role, path in rewards.items():
             self._add_reward(role, path, hidden)
-        if critic and value_from and ratio_beta(rewards[value_from]) is None:
+        if critic and value_from and not scores_claims(rewards[value_from]):
             self._add_reward("value", rewards[value_from], hidden)
         elif critic:
             self.model.add_adapter("value", fresh)
@@ -86,11 +86,11 @@ class Backbone:
         Raises:
             UserError: a tensor is missing, left over or of the wrong shape.
         """
-        beta = ratio_beta(folder)
+        claims = scores_claims(folder)
         config = LoraConfig(**_adapter_config(folder))
         state = load_file(folder / "adapter_model.safetensors")
         score = state.pop("base_model.model.score.weight", None)
-        if beta is None and (score is None or tuple(score.shape) != (1, hidden)):
+        if not claims and (score is None or tuple(score.shape) != (1, hidden)):
             raise UserError(f"{folder}: no score head of shape (1, {hidden}) in adapter_model.safetensors")
         self.model.add_adapter(role, config)
         result = set_peft_model_state_dict(self.model, state, adapter_name=role)
@@ -99,8 +99,8 @@ class Backbone:
             raise UserError(
                 f"{folder}: does not fit the backbone: missing {missing}, left over {result.unexpected_keys}"
             )
-        if beta is not None:
-            self.betas[role] = beta
+        if claims:
+            self.claims[role] = claim_ends(models.load_tokenizer(self.folder), self.plain.config.vocab_size)
             return
         self.heads[role] = models.Fp32Head(hidden, 1, bias=False)
         self.heads[role].weight.data.copy_(score)
@@ -148,10 +148,10 @@ class Backbone:
         return self._head_at("value", batch, batch.predicts) * batch.kept
 
     def scores(self, role: str, batch: Packed) -> torch.Tensor:
-        """(N,) fp32 reward: the head's output at the last response token, EOS included; or the adapter's log-ratio."""
-        if role in self.betas:
-            ratio = self.logprobs(role, batch, 1.0) - self.logprobs(None, batch, 1.0)
-            return self.betas[role] * ratio.sum(1)
+        """(N,) fp32 reward: the head's output at the last response token, EOS included; or the claim's likelihood."""
+        if role in self.claims:
+            claim = claim_part(batch.tokens, batch.kept, self.claims[role])
+            return (self.logprobs(role, batch, 1.0) * claim).sum(1)
         return self._head_at(role, batch, batch.last())[:, 0]
 
     def _head_at(self, role: str, batch: Packed, columns: torch.Tensor) -> torch.Tensor:

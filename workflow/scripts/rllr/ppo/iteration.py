@@ -19,9 +19,11 @@ from rllr import ranks
 from rllr.cli import UserError
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
+from rllr.lm.rewards import claim_part
 from rllr.lm.sampling import uniforms
 from rllr.ppo.advantages import AdaptiveKL, gae, leave_one_out, token_rewards, whiten
 from rllr.ppo.backbone import Backbone
+from rllr.ppo.labels import LabelChoices
 from rllr.ppo.losses import explained_variance, group_policy_loss, policy_loss, value_loss
 from rllr.ppo.rollout import Rollout, keys, roll_out
 from rllr.ppo.scoring import Rewards, RunningMoments, is_correct, mix
@@ -104,7 +106,10 @@ class Trainer:
                 f"batch_size {config.batch_size} is not a multiple of updates {config.updates} "
                 f"x {ranks.world()} processes"
             )
-        self.grouped = config.baseline == "leave_one_out"
+        self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
+        self.exact = config.baseline == "all_labels"
+        if self.exact:
+            self.choices = LabelChoices.of(self.tasks, self.tokenizer, self.rewards, self.backbone)
         self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
@@ -178,6 +183,8 @@ class Trainer:
                 if not math.isfinite(reward):
                     raise self.fault(f"{kind} reward ({reward})", row)
         scores = mix(raw.get("label"), raw.get("rationale"), self.rewards.threshold)
+        if self.exact:  # the label's part is not sampled
+            scores = raw.get("rationale", torch.zeros_like(scores))
         if self.config.score_norm:
             self.moments.update(torch.tensor(ranks.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
@@ -193,7 +200,11 @@ class Trainer:
         mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
         reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
         divergence = ((old - reference) * mask).sum(1)
-        if self.grouped:
+        if self.exact:
+            rewards = scores - self.kl.beta * divergence
+            everyone = torch.tensor(ranks.gather(rewards.tolist()), device=device)
+            batch = Batch(rollout, texts, mask, old, rewards - everyone.mean())
+        elif self.grouped:
             advantages = leave_one_out(scores - self.kl.beta * divergence, config.samples_per_prompt)
             batch = Batch(rollout, texts, mask, old, advantages)
         else:
@@ -271,6 +282,8 @@ class Trainer:
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             drift = (logprobs.detach() - old) * mask
             before = logprobs.detach() if self.single else old
+            if self.exact:  # the claim's tokens have their gradient from all labels
+                mask = mask & ~claim_part(sequences.tokens, sequences.kept, self.choices.ends)
             policy, _, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
             self.backward(policy / count, "policy loss", batch.rollout, micro)
             sums[[0, 1, 3, 4]] += torch.stack(
@@ -283,6 +296,7 @@ class Trainer:
                 sums[2] += value.detach()
         if batch.value_loss is not None:
             sums[2] = batch.value_loss
+        label = self.learn_labels(batch.rollout, rows) if self.exact else {}
         counts = torch.stack([count, count, tokens, tokens, tokens])
         policy, clipped, value, ratio, drift = (ranks.total(sums) / counts).tolist()
         norm, skipped = self.reduce_gradients(batch, rows), ratio > config.ratio_limit
@@ -300,10 +314,40 @@ class Trainer:
             "ratio": ratio,
             "drift": drift,
             "clip_fraction": clipped,
+            **label,
             "gradient_norm": norm if math.isfinite(norm) else None,
             "skipped": float(skipped),
             **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
         }
+
+    def learn_labels(self, rollout: Rollout, rows: list[int]) -> dict:
+        """The gradient of the expected label reward less its KL penalty, over all labels of each prompt's task.
+
+        sum_l pi(l) * (min(r_l, tau) - floor) / std: whatever is no label earns the floor, the least of the prompt's
+        rewards, so that the sum is over everything that the policy could say.
+        """
+        config, totals = self.config, torch.zeros(2, device=self.backbone.device)
+        prompts = ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device))
+        size = max(1, config.micro_batch_size // 2)
+        for micro in (rows[start : start + size] for start in range(0, len(rows), size)):
+            owners, batch = self.choices.pack(rollout, micro, self.backbone, self.tokenizer.pad_token_id)
+            with torch.no_grad():
+                reward = self.choices.rewards(rollout, owners, batch, self.backbone)
+                reference = self.backbone.logprobs(None, batch, config.temperature).sum(1)
+            gain = self.choices.gain(reward, owners)
+            logprobs = self.backbone.logprobs("policy", batch, config.temperature).sum(1)
+            probability = logprobs.exp()
+            penalty = self.kl.beta * (probability * (logprobs - reference)).sum()
+            loss = (penalty - (probability * gain).sum()) / prompts
+            self.backward(loss, "label loss", rollout, micro)
+            totals += torch.stack([probability.sum(), (probability * reward).sum()]).detach()
+        mass, expected = (ranks.total(totals) / prompts).tolist()
+        if mass < 0.1:
+            raise UserError(
+                f"baseline: all_labels needs rationales that begin with the label; the policy gives that {mass:.1%} of "
+                "its probability. Use leave_one_out, or train sft_wrat on such rationales (annotator cue)"
+            )
+        return {"label_mass": mass, "expected_label_reward": expected}
 
     def backward(self, loss: torch.Tensor, what: str, rollout: Rollout, micro: list[int]) -> None:
         if not torch.isfinite(loss):
@@ -404,11 +448,14 @@ class Trainer:
 
     def state(self) -> dict:
         """Everything but tensors that a resumed run needs."""
-        return {"iteration": self.iteration, "beta": self.kl.beta, "moments": asdict(self.moments)}
+        labels = asdict(self.choices.moments) if self.exact else None
+        return {"iteration": self.iteration, "beta": self.kl.beta, "moments": asdict(self.moments), "labels": labels}
 
     def restore(self, state: dict) -> None:
         self.iteration, self.kl.beta = state["iteration"], state["beta"]
         self.moments = RunningMoments(**state["moments"])
+        if self.exact:
+            self.choices.moments = RunningMoments(**state["labels"])
 
 
 class Clock:

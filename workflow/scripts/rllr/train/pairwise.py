@@ -127,8 +127,8 @@ def train_reward_model(
         base: folder of the merged sft_wrat model. rows: the pairs of `train_file`. held_out: set -> its pairs.
     """
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
-        kind, tokenizer, beta = stage.kind, stage.tokenizer, config.beta if config.score == "log_ratio" else None
-        if beta is None:
+        kind, tokenizer, claims = stage.kind, stage.tokenizer, config.score == "claim"
+        if not claims:
             trainer = make_trainer(
                 models.load_scorer(base, kind, config.attention, training=True), tokenizer.pad_token_id, kind,
                 args=trl.RewardConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
@@ -136,19 +136,21 @@ def train_reward_model(
                 peft_config=models.lora_config(config.lora, "SEQ_CLS"),
             )  # fmt: skip
         else:
-            trainer = preference.trainer_of(stage, config, beta, sft_weight=0.0)
+            trainer = preference.trainer_of(stage, config, claims=True)
         models.cast_weights_not_activations(trainer.model)
         models.describe(trainer.model, kind)
         train(trainer, stage.folder, out)
-        if beta is not None:
+        model, ends = trainer.accelerator.unwrap_model(trainer.model).eval(), None
+        if claims:
             trainer.responses_only.remove()
-        reward = rewards.Reward(trainer.accelerator.unwrap_model(trainer.model).eval(), beta)
+            ends = rewards.claim_ends(tokenizer, model.config.vocab_size)
+        reward = rewards.Reward(model, ends)
         # Without gradients: more rows fit than in training.
         batch_size = 8 * config.micro_batch_size
         metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
         if ranks.rank() == 0:
-            if beta is not None:
-                write_json(out / "adapter" / rewards.SCORE, {"beta": beta})
+            if claims:
+                write_json(out / "adapter" / rewards.SCORE, {"score": "claim"})
             write_jsonl(out / "pair_scores.jsonl", scored)
             write_json(out / "metrics.json", {"model": config.model, "reward_model": config.stage, **metrics})
         cli.log(f"pair accuracy {metrics['pair_accuracy']:.3f}, mean margin {metrics['mean_margin']:.2f}")

@@ -1,8 +1,9 @@
-"""Preference over pairs by log-ratio: DPO's policy, and reward models that score by their log-ratio.
+"""Preference over pairs by likelihood: DPO's policy, and reward models that score claims.
 
 loss = -log sigmoid(beta * (ratio of chosen - ratio of rejected)) + sft_weight * mean negative log-likelihood per token
 of the chosen side, with ratio = log pi(response) - log pi_merged(response) (Rafailov et al. 2023, eq. 7). Without the
-SFT term the chosen side's likelihood falls, too: enough for a reward, while a policy loses its form.
+SFT term the chosen side's likelihood falls, too: enough for a reward, while a policy loses its form. A reward model of
+claims has neither beta nor reference: its ratio is the likelihood of the claim alone.
 """
 
 from pathlib import Path
@@ -45,8 +46,14 @@ def add_reference(encoded: list[dict], model, tokenizer, batch_size: int, kind: 
         row["reference"] = list(reference)
 
 
-def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
-    """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
+def make_trainer(
+    model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, ends: torch.Tensor | None, **arguments
+):
+    """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand.
+
+    Args:
+        ends: (V,) from `claim_ends`: only claims count; None: whole responses do.
+    """
     shared = shares_prompts(model)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -70,6 +77,8 @@ def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: fl
             found = -F.cross_entropy(logits.float(), tokens[kept], reduction="none")
             logprobs = torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found)
             real = differing(tokens, kept).any(1)
+            if ends is not None:
+                logprobs = logprobs * rewards.claim_part(tokens, kept, ends)
             ratio = (logprobs.sum(1) - reference).detach()
             right = ((ratio[::2] > ratio[1::2]) & real).sum() / real.sum().clamp(min=1)
             self._metrics["train"]["pair_accuracy"].append(right.item())
@@ -85,12 +94,21 @@ def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: fl
     return trainer
 
 
-def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float, sft_weight: float):
-    """A trainer on the stage's pairs, with the merged model's log-likelihoods computed once, beforehand."""
-    model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
-    add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
+def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float = 1.0, sft_weight: float = 0.0, claims=False):
+    """A trainer on the stage's pairs, with the merged model's log-likelihoods computed once, beforehand.
+
+    Args:
+        claims: train a reward model of claims, which needs no reference.
+    """
+    model, ends = models.load_causal(stage.base, stage.kind, config.attention, training=True), None
+    if claims:
+        ends = rewards.claim_ends(stage.tokenizer, model.config.vocab_size)
+        for row in stage.encoded:
+            row["reference"] = [0.0, 0.0]
+    else:
+        add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
     return make_trainer(
-        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight,
+        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight, ends,
         args=trl.DPOConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
         train_dataset=stage.dataset(), processing_class=stage.tokenizer,
         peft_config=models.lora_config(config.lora, "CAUSAL_LM"),

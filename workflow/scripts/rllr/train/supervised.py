@@ -1,5 +1,6 @@
 """Supervised fine-tuning: rows to token ids, the loss over response tokens, training."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,25 +10,67 @@ from torch.nn import functional as F
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
 from rllr.lm import budget, models
+from rllr.lm.padding import fill
 from rllr.lm.tokens import IGNORED, Encoder
 from rllr.train.batches import EveryRowOnce
-from rllr.train.trainer import TrainingConfig, train, trainer_arguments
+from rllr.train.trainer import SupervisedConfig, train, trainer_arguments
 
 
-def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
-    """Rows -> `input_ids` and `labels` (-100 but on answers and the EOS after each, earlier turns' included)."""
+def encode(rows: list[dict], encoder: Encoder, label_weight: float = 1.0, quote_weight: float = 1.0) -> list[dict]:
+    """Rows -> `input_ids`, `labels` (-100 but on answers and the EOS after each, earlier turns' too), `weights`."""
     encoded = []
     for row in rows:
         response = encoder.response(row["output"])
         prompt, labels = encoder.dialogue(row, room=len(response))
         ids = prompt + response
-        encoded.append({"input_ids": ids, "labels": labels + response, "length": len(ids)})
+        weights = token_weights(row, response, encoder, label_weight, quote_weight)
+        encoded.append(
+            {
+                "input_ids": ids,
+                "labels": labels + response,
+                "weights": [1.0] * len(prompt) + weights,
+                "length": len(ids),
+            }
+        )
     return encoded
+
+
+def token_weights(
+    row: dict, response: list[int], encoder: Encoder, label_weight: float, quote_weight: float
+) -> list[float]:
+    """What each token of a response weighs in the loss.
+
+    `label_weight` where the response names its label, `quote_weight` inside double quotes: which words a rationale
+    cites can hardly be learned, and drowns the one decision that the label rests on.
+    """
+    weights = [1.0] * len(response)
+    if label_weight == quote_weight == 1:
+        return weights
+    text = row["output"]
+    spans = [(*match.span(1), quote_weight) for match in re.finditer(r'"([^"\n]*)"', text)]
+    if label := row.get("label"):
+        named = re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE)
+        spans += [(*match.span(), label_weight) for match in named]
+    offsets = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for start, end, weight in spans:
+        for token, (first, last) in enumerate(offsets[: len(weights)]):
+            if first < end and last > start:
+                weights[token] = weight
+    return weights
 
 
 def blank(eos: int) -> dict:
     """A row without response tokens: it fills up batches and weighs nothing."""
-    return {"input_ids": [eos, eos], "labels": [IGNORED, IGNORED], "length": 2}
+    return {"input_ids": [eos, eos], "labels": [IGNORED, IGNORED], "weights": [0.0, 0.0], "length": 2}
+
+
+def collate(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
+    """Rows as rectangles, filled up on the right, where causal attention needs no mask."""
+    return {
+        "input_ids": fill([row["input_ids"] for row in rows], pad, "cpu")[0],
+        "labels": fill([row["labels"] for row in rows], IGNORED, "cpu")[0],
+        "weights": fill([row["weights"] for row in rows], 0.0, "cpu")[0],
+    }
 
 
 def make_trainer(**arguments):
@@ -36,16 +79,19 @@ def make_trainer(**arguments):
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
         def items(self, batch) -> torch.Tensor:
-            return (batch["labels"][:, 1:] != IGNORED).sum()
+            return (batch["weights"][:, 1:] * (batch["labels"][:, 1:] != IGNORED)).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            labels = inputs.pop("labels")
+            labels, weights = inputs.pop("labels"), inputs.pop("weights")
             rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             predicting["positions"] = rows, places
             logits = model(**inputs, use_cache=False).logits  # (N, V), N response tokens
-            loss = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="sum") / num_items_in_batch
+            losses = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="none")
+            loss = (losses * weights[rows, places + 1]).sum() / num_items_in_batch
             return loss * self.accelerator.num_processes
 
+    pad = arguments["processing_class"].pad_token_id
+    arguments["data_collator"] = lambda rows: collate(rows, pad)
     # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
     predicting = {}
     trainer = ResponseTrainer(**arguments)
@@ -54,7 +100,7 @@ def make_trainer(**arguments):
     return trainer
 
 
-def fine_tune(config: TrainingConfig, config_file: Path, base: Path, data: Path, rows: list[dict], out: Path) -> None:
+def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Path, rows: list[dict], out: Path) -> None:
     """The run of one SFT stage; writes adapter/ and train_log.jsonl into `out`.
 
     Args:
@@ -70,7 +116,7 @@ def fine_tune(config: TrainingConfig, config_file: Path, base: Path, data: Path,
         kind = models.dtype(config.precision)
         tokenizer = models.load_tokenizer(base)
         encoder = Encoder(tokenizer, config.cutoff)
-        encoded = encode(rows, encoder)
+        encoded = encode(rows, encoder, config.label_weight, config.quote_weight)
         encoder.report(str(data), [len(row["input_ids"]) for row in encoded])
         tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
         budget.check(base, asdict(config), "sft", tokens, out)

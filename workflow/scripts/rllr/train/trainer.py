@@ -34,11 +34,18 @@ class TrainingConfig:
 
 
 @dataclass
+class SupervisedConfig(TrainingConfig):
+    """The resolved config of an SFT stage."""
+
+    label_weight: float
+    quote_weight: float
+
+
+@dataclass
 class RewardConfig(TrainingConfig):
     """The resolved config of a reward model."""
 
-    score: str  # head | log_ratio
-    beta: float  # scale of the log-ratio
+    score: str  # head | claim
 
 
 @dataclass

@@ -71,7 +71,7 @@ def phrase(cue: str) -> str:
 
 
 def sentence(cited: list[str], claim: str, pair: bool) -> str:
-    """The rationale that cites these cues for a claim: the claim first, so that its first word carries the decision."""
+    """The rationale that cites these cues for a claim: the claim first, so that its words carry the decision."""
     claim = claim[0].upper() + claim[1:]
     if not cited:
         return f"{claim}, as the {'two texts' if pair else 'text'} as a whole {'suggest' if pair else 'suggests'}."
