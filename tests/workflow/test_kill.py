@@ -79,7 +79,7 @@ def test_a_killed_training_program_resumes_and_ends_the_same(again, stage, progr
 
 def test_a_killed_prediction_resumes(again):
     folder = again.folder / "results/tiny/rlhf"
-    expected = digest(folder / "predictions.jsonl")
+    expected = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     (folder / "predictions.jsonl").unlink()
     small = again.config(predict={"batch_size": 2})
     partial = folder / "predictions.partial.jsonl"
@@ -93,7 +93,10 @@ def test_a_killed_prediction_resumes(again):
     )
     run("results/tiny/rlhf/predictions.jsonl")
     assert "resuming:" in (folder / "logs/predict.log").read_text()
-    assert digest(folder / "predictions.jsonl") == expected
+    found = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for row, before in zip(found, expected, strict=True):  # in other batches probabilities differ by rounding
+        assert row.pop("probabilities") == pytest.approx(before.pop("probabilities"), abs=1e-4)
+        assert row == before
 
 
 def test_the_best_adapter_is_kept_across_a_kill(again):

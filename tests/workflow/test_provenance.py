@@ -141,11 +141,11 @@ def test_a_name_with_a_space_and_braces_in_a_path(own, tmp_path):
 def test_errors_name_the_file_that_the_user_wrote(own):
     path = own.folder / "config/data/own.yaml"
     config = yaml.safe_load(path.read_text())
-    del config["tasks"]["reviews"]["claims"]["negative"]
+    config["tasks"]["reviews"]["f1"] = "good"
     path.write_text(yaml.safe_dump(config))
     done = own(*SFT, check=False)
     assert done.returncode != 0
-    assert "error: config/data/own.yaml: tasks.reviews.claims.negative: missing" in done.stdout + done.stderr
+    assert "error: config/data/own.yaml: tasks.reviews.f1: found 'good'" in done.stdout + done.stderr
     assert (own.folder / "results/data/own/sft_train.jsonl").is_file()  # what was there stays
 
 
