@@ -69,7 +69,7 @@ def test_engine_and_evaluation_score_claims_alike(merged, tokenizer, claim_folde
 
 def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, tokenizer, demo_tasks):
     tasks = {"movie_reviews": demo_tasks["movie_reviews"]}
-    own = {"baseline": "all_labels", "kl_beta": 0.3, "score_norm": False, "micro_batch_size": 4}
+    own = {"baseline": "all_labels", "kl_beta": 0.3, "micro_batch_size": 4}
     trainer = make_trainer(
         merged,
         {"rm_rllr": claim_folder},

@@ -109,7 +109,7 @@ class Trainer:
         self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
         self.exact = config.baseline == "all_labels"
         if self.exact:
-            self.choices = LabelChoices.of(self.tasks, self.tokenizer, self.rewards, self.backbone)
+            self.choices = LabelChoices.of(self.tasks, self.tokenizer, self.rewards, self.backbone, config.score_norm)
         self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
@@ -183,8 +183,8 @@ class Trainer:
                 if not math.isfinite(reward):
                     raise self.fault(f"{kind} reward ({reward})", row)
         scores = mix(raw.get("label"), raw.get("rationale"), self.rewards.threshold)
-        if self.exact:  # the label's part is not sampled
-            scores = raw.get("rationale", torch.zeros_like(scores))
+        if self.exact:  # the label's part is not sampled; what is left is measured in units of the label reward
+            return answers, raw, raw.get("rationale", torch.zeros_like(scores)) / self.choices.scale
         if self.config.score_norm:
             self.moments.update(torch.tensor(ranks.gather(scores.tolist())))
             scores = self.moments.normalise(scores)
@@ -328,7 +328,7 @@ class Trainer:
         """
         config, totals = self.config, torch.zeros(2, device=self.backbone.device)
         prompts = ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device))
-        size = max(1, config.micro_batch_size // 2)
+        size = config.micro_batch_size
         for micro in (rows[start : start + size] for start in range(0, len(rows), size)):
             owners, batch = self.choices.pack(rollout, micro, self.backbone, self.tokenizer.pad_token_id)
             with torch.no_grad():

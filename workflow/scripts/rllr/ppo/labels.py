@@ -24,16 +24,25 @@ class LabelChoices:
     """Attributes:
     claims: task -> label -> token ids of the claim, "It is label,".
     ends: (V,) the tokens that end a claim.
-    source: where the label reward comes from. moments: of the capped label rewards so far.
+    source: where the label reward comes from. normalised: whether rewards are divided by their deviation so far,
+        that of `moments`, of the capped label rewards.
     """
 
     claims: dict[str, dict[str, list[int]]]
     ends: torch.Tensor
     source: Rewards
+    normalised: bool = True
     moments: RunningMoments = field(default_factory=RunningMoments)
 
+    @property
+    def scale(self) -> float:
+        """Deviation of the label rewards so far: the unit of all rewards, where they are normalised."""
+        return self.moments.std or 1.0
+
     @classmethod
-    def of(cls, tasks: dict[str, Task], tokenizer, source: Rewards, backbone: Backbone) -> "LabelChoices":
+    def of(
+        cls, tasks: dict[str, Task], tokenizer, source: Rewards, backbone: Backbone, normalised: bool
+    ) -> "LabelChoices":
         """Raises UserError where a task has no labels, or the label reward needs whole answers."""
         if source.label != GOLD and source.label not in backbone.claims:
             raise UserError(
@@ -46,7 +55,7 @@ class LabelChoices:
             name: {label: tokenizer(f"It is {label},", add_special_tokens=False)["input_ids"] for label in task.labels}
             for name, task in tasks.items()
         }
-        return cls(claims, claim_ends(tokenizer, backbone.plain.config.vocab_size), source)
+        return cls(claims, claim_ends(tokenizer, backbone.plain.config.vocab_size), source, normalised)
 
     def pack(self, rollout: Rollout, rows: list[int], backbone: Backbone, pad: int) -> tuple[list, Packed]:
         """(row, label) of each choice, and the choices after their prompts, which they share."""
@@ -67,9 +76,10 @@ class LabelChoices:
 
     def gain(self, reward: torch.Tensor, owners: list) -> torch.Tensor:
         """(N,) rewards above the least of their prompt, in units of their deviation so far (N,) -> (N,)."""
-        self.moments.update(torch.tensor(ranks.gather(reward.tolist())))
+        if self.normalised:
+            self.moments.update(torch.tensor(ranks.gather(reward.tolist())))
         least: dict[int, float] = {}
         for (i, _), value in zip(owners, reward.tolist(), strict=True):
             least[i] = min(value, least.get(i, value))
         floor = torch.tensor([least[i] for i, _ in owners], device=reward.device)
-        return (reward - floor) / (self.moments.std + 1e-8)
+        return (reward - floor) / self.scale
