@@ -5,6 +5,7 @@ import inspect
 import torch
 from transformers.cache_utils import Cache
 
+from rllr.lm import models
 from rllr.lm.generation import RoomyLayer
 from rllr.lm.padding import fill
 
@@ -20,7 +21,7 @@ def continuation_logprobs(
         prefixes: B lists of token ids. continuations: for each prefix lists of token ids, none of them empty.
     """
     device = next(model.parameters()).device
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = models.without_peft(model)
     takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
     ids, mask = fill(prefixes, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rllr.lm import models
 from rllr.lm.padding import fill
 
 
@@ -104,7 +105,7 @@ def generate(
         samples: responses to each prompt, which is read once for all of them; they stand next to each other.
     """
     device = next(model.parameters()).device
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = models.without_peft(model)
     takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
     ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)

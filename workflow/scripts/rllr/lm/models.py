@@ -117,6 +117,11 @@ def lora_config(lora: dict, task_type: str):
     )
 
 
+def without_peft(model):
+    """The transformers model inside PEFT's wrapper, or the model itself where there is none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def cast_weights_not_activations(model) -> None:
     """Keep PEFT from casting every activation up to LoRA's fp32; under `autocast` the small weights go down instead.
 

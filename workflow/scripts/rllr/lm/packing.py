@@ -11,6 +11,8 @@ from itertools import groupby
 
 import torch
 
+from rllr.lm import models
+
 NO_SHARING = ("bloom", "baichuan2-13b")  # ALiBi: their biases are made from the columns, not from positions
 
 
@@ -103,7 +105,7 @@ class Packed:
 
 def shares_prompts(model) -> bool:
     """Whether a model computes groups: it takes positions, and a mask of one's own (not ALiBi)."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = models.without_peft(model)
     takes = inspect.signature(plain.forward).parameters
     return "position_ids" in takes and plain.config.model_type not in NO_SHARING
 

@@ -45,7 +45,7 @@ def claim_part(tokens: torch.Tensor, kept: torch.Tensor, ends: torch.Tensor) -> 
 
 def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
     """(the model without PEFT's wrapper, its layers without output layer or head)."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = models.without_peft(model)
     return plain, getattr(plain, plain.base_model_prefix)
 
 

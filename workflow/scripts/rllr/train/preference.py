@@ -59,7 +59,7 @@ def make_trainer(
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
         reference = torch.tensor([value for row in rows for value in row["reference"]])
-        own = {name: getattr(batch, name) for name in ("group", "predicts", "places", "tokens", "kept")}
+        own = {name: getattr(batch, name) for name in ("group", "predicts", "tokens", "kept")}
         return {**batch.inputs(), **own, "reference": reference}
 
     class PreferenceTrainer(EveryRowOnce, trl.DPOTrainer):
@@ -70,8 +70,8 @@ def make_trainer(
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            names = ("group", "predicts", "tokens", "kept", "reference", "places")
-            group, predicts, tokens, kept, reference, _ = (inputs.pop(name) for name in names)
+            names = ("group", "predicts", "tokens", "kept", "reference")
+            group, predicts, tokens, kept, reference = (inputs.pop(name) for name in names)
             predicting["positions"] = group.expand_as(kept)[kept], predicts[kept]
             logits = model(**inputs, use_cache=False).logits  # (all response tokens, V)
             found = -F.cross_entropy(logits.float(), tokens[kept], reduction="none")
