@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from rllr.evaluate.label_metrics import brier, calibration_error, coverage_curve, task_metrics
 from rllr.lm import models
 from rllr.lm.choices import continuation_logprobs
+from rllr.lm.generation import generate
 from rllr.lm.tokens import Encoder
 from rllr.predict import confidence
 from rllr.predict.texts import Texts, answer_lines, parse
@@ -55,6 +56,23 @@ def test_continuations_are_as_likely_as_read_one_by_one(model, data):
     found = continuation_logprobs(model, prefixes, continuations, pad=0)
     for prefix, own, values in zip(prefixes, continuations, found, strict=True):
         assert values == pytest.approx([by_hand(model, prefix, c) for c in own], abs=2e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_what_was_kept_of_the_prompts_gives_the_same_continuations(model, data):
+    """After greedy decoding, with what else stands before the continuation; also some of the prompts alone."""
+    tokens = st.lists(st.integers(3, 258), min_size=1, max_size=9)
+    prompts = data.draw(st.lists(tokens, min_size=1, max_size=4))
+    rests = [data.draw(st.just([]) | tokens) for _ in prompts]
+    continuations = [data.draw(st.lists(tokens, min_size=1, max_size=3)) for _ in prompts]
+    reading = generate(model, prompts, [2], 0, 5, keep_reading=True).reading
+    picked = data.draw(st.permutations(range(len(prompts))))[: data.draw(st.integers(1, len(prompts)))]
+    own = [[part[i] for i in picked] for part in (prompts, continuations)]
+    found = continuation_logprobs(model, *own, 0, reading.rows(picked), [rests[i] for i in picked])
+    for i, values in zip(picked, found, strict=True):
+        expected = [by_hand(model, prompts[i] + rests[i], c) for c in continuations[i]]
+        assert values == pytest.approx(expected, abs=2e-3)
 
 
 def test_label_probabilities_are_those_of_the_whole_answers(merged, tokenizer):
@@ -128,6 +146,10 @@ def test_an_answer_that_begins_with_its_label_decides_there(merged, tokenizer):
     answer = 'Not equivalent, as both say "x".\nLabel: not equivalent'
     task = Task("x", "label", ("equivalent", "not equivalent"))
     assert confidence.completed(answer, task) == (["Equivalent,", "Not equivalent,"], False)
+    itself = 'It is not equivalent, as both say "x".\nLabel: not equivalent'
+    assert confidence.completed(itself, task) == (["It is equivalent,", "It is not equivalent,"], False)
+    assert confidence.completed(itself.replace("Label: not", "Label:"), task)[1]  # which claims another label
+    assert confidence.completed("It is not equivalent, they say.", task)[0][1] == "It is not equivalent,"
     assert confidence.completed("World leaders met.\nLabel: world", Task("x", "label", ("world", "us")))[1]
     model, encoder = models.load_causal(merged, torch.float32), Encoder(tokenizer, 500)
     (found,) = confidence.label_logprobs(model, encoder, [[7, 8]], [answer], [task], 8, torch.float32)

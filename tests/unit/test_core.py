@@ -184,6 +184,19 @@ def test_keeping_the_best_adapter_needs_validation():
         stage_config(defaults, model, "rllr", 1, "x")
 
 
+def test_a_method_stays_what_it_is_whatever_a_models_section_says():
+    defaults, model = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
+    model["ppo"] |= {"baseline": "all_labels", "label_reward_threshold": 9.0}
+    rloo, gold = (stage_config(defaults, model, name, 1, "x") for name in ("rllr_rloo", "rlvr_mix"))
+    assert (rloo["baseline"], rloo["samples_per_prompt"]) == ("leave_one_out", 4)
+    assert (gold["baseline"], gold["label_reward_threshold"]) == ("all_labels", 1.0)
+    assert stage_config(defaults, model | {"rllr_rloo": {"samples_per_prompt": 2}}, "rllr_rloo", 1, "x") == {
+        **rloo, "samples_per_prompt": 2,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="x: rlhf: baseline: all_labels is for methods with a label reward"):
+        stage_config(defaults, model, "rlhf", 1, "x")
+
+
 def test_the_schemas_say_nothing_by_accident():
     """A comma in an unquoted description starts a key of its own."""
     from jsonschema import Draft202012Validator

@@ -106,7 +106,8 @@ def check_model(value: Any, where: str) -> None:
 
 
 def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str) -> dict:
-    """Every hyperparameter `stage` runs with: defaults, the model's shared section, the model's own section.
+    """Every hyperparameter `stage` runs with: defaults, the model's shared section, what makes the method itself
+    (`settings` of its entry), the model's own section.
 
     Args:
         defaults: config/stages.yaml.
@@ -119,7 +120,7 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     section = SECTIONS[stage]
     sections = [model.get(section)] if section != stage else []
     own = METHODS[stage].settings if stage in METHODS else None
-    resolved = merge(defaults[section], own, *sections, model.get(stage))
+    resolved = merge(defaults[section], *sections, own, model.get(stage))
     for key in ("precision", "attention"):
         resolved.setdefault(key, model.get(key, "auto"))
     definitions = schema("model")["$defs"]
@@ -129,6 +130,8 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
         raise UserError(f"{where}: {stage}: keep: best needs validate_iterations above 0, found 0")
     if resolved.get("baseline") == "leave_one_out" and resolved["samples_per_prompt"] < 2:
         raise UserError(f"{where}: {stage}: baseline: leave_one_out needs samples_per_prompt above 1, found 1")
+    if resolved.get("baseline") == "all_labels" and not METHODS[stage].label_reward:
+        raise UserError(f"{where}: {stage}: baseline: all_labels is for methods with a label reward; use another")
     launch = merge(defaults["launch"], model.get("launch"))
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")

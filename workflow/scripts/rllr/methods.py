@@ -20,7 +20,7 @@ class Method:
         label_reward, rationale_reward: a reward model, GOLD, or None; PPO adds up both, the label reward capped.
         picked_by: the reward model that picks among several samples.
         voted: the label is the one that most of several samples give; else, without picked_by, the greedy answer's.
-        settings: its own defaults, laid over those of its section.
+        settings: what makes the method itself, laid over the section of its kind, the model's too.
         recipe: in words, for tables and model cards.
     """
 

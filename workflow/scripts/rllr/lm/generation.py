@@ -19,11 +19,13 @@ class Generated:
         responses: B lists of token ids, the stop token included where one was given.
         logprobs: B lists, log-probability of each token under the distribution it was drawn from.
         entropies: B lists, entropy of that distribution in nats.
+        reading: what the model kept of the prompts; None unless asked for.
     """
 
     responses: list[list[int]]
     logprobs: list[list[float]]
     entropies: list[list[float]]
+    reading: "Reading | None" = None
 
 
 class RoomyLayer(DynamicLayer):
@@ -56,6 +58,53 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self.store = self.store[:, indices]
         self.keys, self.values = self.store[..., : self.length, :]
+
+
+@dataclass
+class Reading:
+    """Keys and values of B prompts, left-padded to T columns, before anything is written behind them.
+
+    Attributes:
+        layers: a (2, B, heads, T, D) tensor of each layer. mask: (B, T). positions: (B, T).
+    """
+
+    layers: list[torch.Tensor]
+    mask: torch.Tensor
+    positions: torch.Tensor
+
+    @classmethod
+    def of(cls, cache: Cache, mask: torch.Tensor, positions: torch.Tensor) -> "Reading":
+        # Views: a layer only ever writes behind them, or into a copy.
+        return cls([layer.store[..., : layer.length, :] for layer in cache.layers], mask, positions)
+
+    def rows(self, rows: list[int]) -> "Reading":
+        """That of some of the prompts."""
+        return Reading([layer[:, rows] for layer in self.layers], self.mask[rows], self.positions[rows])
+
+    def without_last(self) -> tuple[Cache, torch.Tensor, torch.Tensor]:
+        """A cache of the prompts without their last token, its mask (B, T - 1), the last token's position (B, 1)."""
+        cache = Cache(layer_class_to_replicate=RoomyLayer)
+        for number, layer in enumerate(self.layers if self.mask.shape[1] > 1 else []):
+            cache.update(*layer[..., :-1, :], number)
+        return cache, self.mask[:, :-1], self.positions[:, -1:]
+
+
+def positions_for(model, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument for architectures that take positions; the others have them from the mask."""
+    takes = "position_ids" in inspect.signature(models.without_peft(model).forward).parameters
+    return {"position_ids": positions} if takes else {}
+
+
+@torch.no_grad()
+def read(model, prompts: list[list[int]], pad: int) -> Reading:
+    """Read prompts (token ids) without answering them."""
+    ids, mask = fill(prompts, pad, next(model.parameters()).device, left=True)
+    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), Cache(layer_class_to_replicate=RoomyLayer)
+    model(
+        input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1,
+        **positions_for(model, positions),
+    )  # fmt: skip
+    return Reading.of(cache, mask, positions)
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -94,6 +143,7 @@ def generate(
     uniforms: torch.Tensor | None = None,
     temperature: float = 1.0,
     samples: int = 1,
+    keep_reading: bool = False,
 ) -> Generated:
     """Decode responses to `prompts` side by side; rows that are done leave the batch.
 
@@ -103,10 +153,9 @@ def generate(
         stops: tokens of which any ends a response.
         uniforms: (B * samples, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
         samples: responses to each prompt, which is read once for all of them; they stand next to each other.
+        keep_reading: keep what was computed of the prompts.
     """
     device = next(model.parameters()).device
-    plain = models.without_peft(model)
-    takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
     ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     count = len(prompts) * samples
@@ -117,11 +166,13 @@ def generate(
     # product on a CPU copies the output layer once for every row (1.8 GB in bf16 for 32 rows of the demo's model).
     last = torch.tensor([-1], device=device)
     for step in range(max_new_tokens):
-        extra = {"position_ids": positions} if takes_positions else {}
         output = model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=last, **extra
-        )
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=last,
+            **positions_for(model, positions),
+        )  # fmt: skip
         logits = output.logits[:, -1].float()
+        if step == 0 and keep_reading:
+            result.reading = Reading.of(cache, mask, positions)
         if step == 0 and samples > 1:
             cache.batch_repeat_interleave(samples)
             logits, mask, positions = (part.repeat_interleave(samples, 0) for part in (logits, mask, positions))

@@ -43,6 +43,12 @@ def claim_part(tokens: torch.Tensor, kept: torch.Tensor, ends: torch.Tensor) -> 
     return kept & (ending.cumsum(1) - ending == 0)
 
 
+def claim(response: list[int], ends: torch.Tensor) -> list[int]:
+    """A response's tokens up to the first that ends its claim, itself included; the same as `claim_part`."""
+    last = next((place for place, token in enumerate(response) if ends[token]), len(response))
+    return response[: last + 1]
+
+
 def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
     """(the model without PEFT's wrapper, its layers without output layer or head)."""
     plain = models.without_peft(model)
@@ -130,4 +136,6 @@ def in_batches(
 
 def scores(reward: Reward, tokenizer, prompts, responses, batch_size: int, kind, progress: str = "") -> list[float]:
     """The reward of each response to its prompt."""
+    if reward.ends is not None:
+        responses = [claim(response, reward.ends) for response in responses]
     return in_batches(reward, reward.model, tokenizer, prompts, responses, batch_size, kind, progress)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rllr.lm import models
-from rllr.lm.generation import generate, stop_ids
+from rllr.lm.generation import Generated, generate, stop_ids
 
 
 def uniforms(keys: list[list[int]], length: int) -> torch.Tensor:
@@ -28,14 +28,16 @@ def respond(
     kind: torch.dtype,
     numbers: torch.Tensor | None = None,
     samples: int = 1,
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield `(indices, responses)` batch by batch, longest prompts first (so the time left is not underestimated).
+    keep_reading: bool = False,
+) -> Iterator[tuple[list[int], Generated]]:
+    """Yield `(indices, generated)` batch by batch, longest prompts first (so the time left is not underestimated).
 
     Args:
         prompts: lists of token ids.
         batch_size: responses side by side.
         numbers: (len(prompts) * samples, max_new_tokens) from `uniforms`; None decodes greedily.
         samples: responses to each prompt; indices count responses, those of a prompt next to each other.
+        keep_reading: see `generate`.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = max(1, batch_size // samples)
@@ -51,8 +53,9 @@ def respond(
                 max_new_tokens,
                 None if numbers is None else numbers[indices],
                 samples=samples,
+                keep_reading=keep_reading,
             )
-        yield indices, result.responses
+        yield indices, result
 
 
 def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind) -> list[list[list[int]]]:
@@ -60,9 +63,9 @@ def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind
     keys = [[config.seed, zlib.crc32(name.encode()), sample] for name in ids for sample in range(samples)]
     numbers = uniforms(keys, config.max_new_tokens)
     found: list = [None] * len(keys)
-    for indices, responses in respond(
+    for indices, result in respond(
         model, tokenizer, prompts, config.batch_size, config.max_new_tokens, kind, numbers, samples
     ):
-        for i, response in zip(indices, responses, strict=True):
+        for i, response in zip(indices, result.responses, strict=True):
             found[i] = response
     return [found[i : i + samples] for i in range(0, len(found), samples)]

@@ -281,14 +281,13 @@ class Trainer:
             advantages = batch.advantages[micro] if self.grouped else batch.advantages[micro, :width]
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             drift = (logprobs.detach() - old) * mask
+            sums[[3, 4]] += torch.stack([(drift.exp() * mask).sum(), drift.abs().sum()])
             before = logprobs.detach() if self.single else old
             if self.exact:  # the claim's tokens have their gradient from all labels
                 mask = mask & ~claim_part(sequences.tokens, sequences.kept, self.choices.ends)
             policy, _, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
             self.backward(policy / count, "policy loss", batch.rollout, micro)
-            sums[[0, 1, 3, 4]] += torch.stack(
-                [policy.detach(), clipped.float(), (drift.exp() * mask).sum(), drift.abs().sum()]
-            )
+            sums[[0, 1]] += torch.stack([policy.detach(), clipped.float()])
             if batch.values is not None and batch.value_loss is None:
                 values, returns = batch.values[micro, :width], batch.returns[micro, :width]
                 value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)

@@ -178,11 +178,11 @@ class Run:
         config, tokenizer, backbone, right = self.config, self.trainer.tokenizer, self.trainer.backbone, 0
         backbone.use("policy")
         backbone.model.eval()
-        for indices, responses in sampling.respond(
+        for indices, result in sampling.respond(
             backbone.model, tokenizer, self.validation_prompts, config.rollout_batch_size, config.max_new_tokens,
             backbone.kind,
         ):  # fmt: skip
-            for i, text in zip(indices, decoded(tokenizer, responses, self.trainer.stops), strict=True):
+            for i, text in zip(indices, decoded(tokenizer, result.responses, self.trainer.stops), strict=True):
                 row = self.validation[i]
                 right += bool(is_correct(text, row, self.tasks[row["task"]]))
         return right / len(self.validation)

@@ -8,7 +8,8 @@ import numpy as np
 
 from rllr.lm import models
 from rllr.lm.choices import continuation_logprobs
-from rllr.tasks import ANSWER, Task, respond
+from rllr.lm.generation import Reading
+from rllr.tasks import ANSWER, Task, read_label, respond
 
 FEWEST = 20  # validation rows of a task by which a temperature is fitted
 
@@ -26,14 +27,16 @@ def choices(task: Task) -> list[str]:
 def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
     """The answer up to where it decides, with each of `choices` there, and whether it ends with them.
 
-    It decides in its last answer line or, if it begins with a label and a mark of punctuation (a rationale that gives
-    its claim first), right there: what follows only repeats it. None where it has no answer line and none is known.
+    It decides in its last answer line or, if it claims that label before (a label and a mark of punctuation after at
+    most two words: "It is positive,"), right there: what follows only repeats it. None where it has no answer line and
+    none is known.
     """
     if task.kind != "score":
         names = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
-        if first := re.match(rf"(?:{names})([,.;:])", answer, re.IGNORECASE):
-            capital = str.capitalize if answer[0].isupper() else str
-            return [f"{capital(label[0])}{label[1:]}{first[1]}" for label in task.labels], False
+        claim = re.match(rf"((?:[^\s,.;:]+ ){{0,2}}?)({names})([,.;:])", answer, re.IGNORECASE)
+        if claim and (read_label(answer, task) or claim[2]).casefold() == claim[2].casefold():
+            capital = str.capitalize if claim[2][0].isupper() else str
+            return [f"{claim[1]}{capital(label[0])}{label[1:]}{claim[3]}" for label in task.labels], False
     lines = list(re.finditer(task.answer, answer))
     if lines:
         start, said = lines[-1].start(1), lines[-1].group(1)
@@ -44,14 +47,15 @@ def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
 
 
 def label_logprobs(
-    model, encoder, prompts: list[list[int]], answers: list[str], tasks: list[Task], batch_size: int, kind
-) -> list[dict[str, float] | None]:
+    model, encoder, prompts: list[list[int]], answers: list[str], tasks: list[Task], batch_size: int, kind,
+    reading: Reading | None = None,
+) -> list[dict[str, float] | None]:  # fmt: skip
     """Log-probability of each label where an answer decides (`completed`), given what stands before it; one dictionary
     a row.
 
     In the answer line every label ends in EOS, so that "4" is not part of "4.5". They are not normalised: together they
-    are what the model gives the task's labels at all. The work: prompt and answer are read once more, and a few tokens
-    a label.
+    are what the model gives the task's labels at all. The work: the answer is read once more, the prompt too unless its
+    `reading` was kept, and a few tokens a label.
 
     Args:
         encoder: an rllr.lm.tokens.Encoder. prompts: token ids.
@@ -64,14 +68,16 @@ def label_logprobs(
             ids = [encoder.response(text) if place[1] else encoder.ids(text) for text in place[0]]
             # As far as they are alike, they belong to what is read once.
             shared = next((p for p, several in enumerate(zip(*ids)) if len(set(several)) > 1), 0)
-            rows.append((i, prompts[i] + ids[0][:shared], [own[shared:] for own in ids]))
-    rows.sort(key=lambda row: -len(row[1]))
+            rows.append((i, ids[0][:shared], [own[shared:] for own in ids]))
+    rows.sort(key=lambda row: -len(prompts[row[0]]) - len(row[1]))
     while rows:
         size = max(1, batch_size // len(rows[0][2]))
         batch, rows = rows[:size], rows[size:]
+        numbers, rests, continuations = (list(part) for part in zip(*batch, strict=True))
+        known = reading and reading.rows(numbers)
         with models.autocast(kind):
             scored = continuation_logprobs(
-                model, [row[1] for row in batch], [row[2] for row in batch], encoder.tokenizer.pad_token_id
+                model, [prompts[i] for i in numbers], continuations, encoder.tokenizer.pad_token_id, known, rests
             )
         for (i, *_), values in zip(batch, scored, strict=True):
             found[i] = dict(zip(choices(tasks[i]), values, strict=True))

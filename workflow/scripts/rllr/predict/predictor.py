@@ -50,14 +50,16 @@ class Predictor:
         if self.reward:
             batches = self._best_of(rows, prompts)
         else:
-            batches = sampling.respond(
-                self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind
-            )
-        for indices, responses in batches:
+            found = sampling.respond(
+                self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind,
+                keep_reading=True,
+            )  # fmt: skip
+            batches = ((indices, result.responses, result.reading) for indices, result in found)
+        for indices, responses, reading in batches:
             texts = self._texts(responses)
             tasks = [self.tasks[rows[i]["task"]] for i in indices]
             own = [prompts[i] for i in indices]
-            sure = label_logprobs(self.model, self.encoder, own, texts, tasks, config.batch_size, self.kind)
+            sure = label_logprobs(self.model, self.encoder, own, texts, tasks, config.batch_size, self.kind, reading)
             yield indices, [{"answer": text, "logprobs": found} for text, found in zip(texts, sure, strict=True)]
 
     def _texts(self, responses: list[list[int]]) -> list[str]:
@@ -82,7 +84,7 @@ class Predictor:
                 answers.append({"answer": texts[labels.index(label)], "votes": shares})
             yield batch, answers
 
-    def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]]]]:
+    def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]], None]]:
         """The sample with the highest reward of each prompt (the first among equals)."""
         n, config = self.config.best_of, self.config
         for batch, drawn in self._samples(rows, prompts, n):
@@ -90,4 +92,4 @@ class Predictor:
             repeated = [prompts[i] for i in batch for _ in range(n)]
             values = rewards.scores(self.reward, self.tokenizer, repeated, flat, config.batch_size, self.kind)
             best = [max(range(k, k + n), key=values.__getitem__) for k in range(0, len(flat), n)]
-            yield batch, [flat[k] for k in best]
+            yield batch, [flat[k] for k in best], None

@@ -12,6 +12,7 @@ import torch
 import trl
 from torch.nn import functional as F
 
+from rllr.cli import UserError, log
 from rllr.lm import models, rewards
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.train.batches import EveryRowOnce
@@ -46,14 +47,8 @@ def add_reference(encoded: list[dict], model, tokenizer, batch_size: int, kind: 
         row["reference"] = list(reference)
 
 
-def make_trainer(
-    model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, ends: torch.Tensor | None, **arguments
-):
-    """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand.
-
-    Args:
-        ends: (V,) from `claim_ends`: only claims count; None: whole responses do.
-    """
+def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
+    """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
     shared = shares_prompts(model)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -77,13 +72,11 @@ def make_trainer(
             found = -F.cross_entropy(logits.float(), tokens[kept], reduction="none")
             logprobs = torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found)
             real = differing(tokens, kept).any(1)
-            if ends is not None:
-                logprobs = logprobs * rewards.claim_part(tokens, kept, ends)
             ratio = (logprobs.sum(1) - reference).detach()
             right = ((ratio[::2] > ratio[1::2]) & real).sum() / real.sum().clamp(min=1)
             self._metrics["train"]["pair_accuracy"].append(right.item())
             losses = preference_loss(logprobs, reference, kept, beta, sft_weight) * real
-            return losses.sum() / num_items_in_batch * self.accelerator.num_processes
+            return losses.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
 
     # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
     predicting = {}
@@ -100,15 +93,20 @@ def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float = 1.0, sft
     Args:
         claims: train a reward model of claims, which needs no reference.
     """
-    model, ends = models.load_causal(stage.base, stage.kind, config.attention, training=True), None
+    model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
     if claims:
         ends = rewards.claim_ends(stage.tokenizer, model.config.vocab_size)
         for row in stage.encoded:
+            row |= {side: rewards.claim(row[side], ends) for side in ("chosen_ids", "rejected_ids")}
             row["reference"] = [0.0, 0.0]
+        alike = sum(row["chosen_ids"] == row["rejected_ids"] for row in stage.encoded)
+        if alike == len(stage.encoded):
+            raise UserError("score: claim needs pairs whose first words, up to a comma, differ; found none; use head")
+        log(f"claims: {alike} of {len(stage.encoded)} pairs make the same one on both sides, which weigh nothing")
     else:
         add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
     return make_trainer(
-        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight, ends,
+        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight,
         args=trl.DPOConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
         train_dataset=stage.dataset(), processing_class=stage.tokenizer,
         peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
