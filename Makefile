@@ -24,9 +24,9 @@ demo: $(ENV)/.ready
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
 # model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
 MODEL := smollm2
-DATA := demo_full
+DATA := study
 SEEDS := 1 2 3
-STUDIED := sft sft_wrat rlhf rllr rllr_mix rlvr
+STUDIED := sft sft_wrat sft_wrat_all dpo rlhf rllr rllr_mix rllr_mix_rloo rlvr
 comma := ,
 space := $(subst ,, )
 study: $(ENV)/.ready
