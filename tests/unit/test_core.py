@@ -193,8 +193,6 @@ def test_a_method_stays_what_it_is_whatever_a_models_section_says():
     assert stage_config(defaults, model | {"rllr_rloo": {"samples_per_prompt": 2}}, "rllr_rloo", 1, "x") == {
         **rloo, "samples_per_prompt": 2,
     }  # fmt: skip
-    with pytest.raises(UserError, match="x: rlhf: baseline: all_labels is for methods with a label reward"):
-        stage_config(defaults, model, "rlhf", 1, "x")
 
 
 def test_the_schemas_say_nothing_by_accident():

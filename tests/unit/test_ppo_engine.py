@@ -52,13 +52,14 @@ def make_backbone(
 
 
 def make_trainer(
-    merged, reward_folders, tokenizer, demo_tasks, rewards=None, policy_std=0.0, kind=torch.float32, **changes
-):
+    merged, reward_folders, tokenizer, demo_tasks, rewards=None, policy_std=0.0, kind=torch.float32, claims=None,
+    **changes,
+):  # fmt: skip
     checkpointing = changes.get("gradient_checkpointing", False)
     critic, lora = changes.get("baseline", "value") == "value", changes.pop("lora", LORA)
     backbone = make_backbone(merged, reward_folders, kind, checkpointing, policy_std, lora, critic)
     rewards = rewards or Rewards("rm_rllr", "rm_rlhf", 0.5)
-    return Trainer(config(**changes), backbone, rewards, demo_tasks, tokenizer, iterations=10)
+    return Trainer(config(**changes), backbone, rewards, demo_tasks, tokenizer, 10, claims or {})
 
 
 def rows(n=8):

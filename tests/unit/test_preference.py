@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rllr.cli import UserError
-from rllr.files import write_json
+from rllr.files import write_json, write_jsonl
 from rllr.lm import models, rewards
+from rllr.lm.claims import claims_by_label
 from rllr.lm.packing import Packed
 from rllr.ppo.backbone import Backbone
+from rllr.ppo.labels import LabelChoices
 from rllr.ppo.scoring import Rewards, RunningMoments
+from rllr.tasks import Task
 from rllr.train.preference import add_reference, preference_loss
 from rllr.train.trainer import save_adapter
-from test_ppo_engine import LORA, PROMPTS, RESPONSES, make_trainer, rows
+from test_ppo_engine import LORA, PROMPTS, RESPONSES, config, make_trainer, rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -77,6 +80,7 @@ def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, t
         tasks,
         policy_std=0.3,
         rewards=Rewards("rm_rllr", None, None),
+        claims={"movie_reviews": {label: f"It is {label}," for label in tasks["movie_reviews"].labels}},
         **own,
     )
     trainer.choices.moments.update(torch.tensor([0.0, 2.0, 5.0]))
@@ -114,9 +118,79 @@ def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, t
         assert torch.allclose(parameter.grad, gradient, atol=1e-6, rtol=1e-3), name
 
 
-def test_all_labels_need_claims_and_labels(merged, reward_folders, tokenizer, demo_tasks):
-    with pytest.raises(UserError, match="needs a label reward of claims"):
-        make_trainer(merged, reward_folders, tokenizer, demo_tasks, baseline="all_labels")
+KINDS = {
+    "topics": Task("topics", "label", ("sports", "world", "a cat")),
+    "pairs": Task("pairs", "label", ("equivalent", "not equivalent")),
+    "similar": Task("similar", "score", low=0.0, high=5.0, metric="pearson"),
+}
+
+
+def test_claims_are_found_in_the_training_rationales():
+    said = [("topics", label, f'It is {label}, as "x" suggests.\nLabel: {label}') for label in ("sports", "world")]
+    said += [("pairs", "equivalent", "Both say so, as x.\nLabel: equivalent")] * 30
+    said += [("pairs", "not equivalent", "They differ, as x.\nLabel: not equivalent")] * 30
+    said += [("pairs", "equivalent", "An odd one, once.\nLabel: equivalent")]
+    words = {"0": "Nothing in common,", "0.5": "Nothing in common,", "4.2": "One and the same,"}
+    said += [("similar", score, f"{claim} as x.\nLabel: {score}") for score, claim in words.items()]
+    found = claims_by_label(said, KINDS)
+    assert found["topics"] == {label: f"It is {label}," for label in KINDS["topics"].labels}  # the cat by their form
+    assert found["pairs"] == {"equivalent": "Both say so,", "not equivalent": "They differ,"}
+    assert found["similar"] == words
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [("topics", "sports", "Label: sports"), ("topics", "world", "Label: world")],  # no rationale
+        [
+            ("topics", "sports", "As x, y.\nLabel: sports"),
+            ("topics", "world", "As x, z.\nLabel: world"),
+        ],  # one for both
+        [("topics", label, f"Free text {i}, a.\nLabel: {label}") for i in range(9) for label in ("sports", "world")],
+        [("similar", f"{i / 10}", f"Free text {i}, a.\nLabel: {i / 10}") for i in range(50)],
+        [("topics", "sports", "It is sports, as x.\nLabel: sports")],  # only one label was seen
+    ],
+)
+def test_rationales_without_claims_have_none(said):
+    assert claims_by_label(said, KINDS) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "score", "rationale", "why"),
+    [
+        ("rllr", "claim", "It is {}, as x", None),
+        ("rlvr", "head", "It is {}, as x", None),
+        ("rllr", "head", "It is {}, as x", "rm_rllr scores whole responses"),
+        ("rllr", "claim", "Well then, it is {}", "rationales of movie_reviews do not begin with one"),
+        ("rlhf", "claim", "It is {}, as x", "there is no label reward"),
+    ],
+)
+def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, capsys, demo_tasks, method, score, rationale, why):
+    from rllr.ppo.run import Run
+
+    texts = [(label, f"{rationale.format(label)}.\nLabel: {label}") for label in ("positive", "negative")]
+    own = {"task": "movie_reviews", "instruction": "", "input": "x"}
+    write_jsonl(
+        tmp_path / "sft_with_rat_train.jsonl",
+        [{"id": f"{i}", **own, "label": label, "output": text} for i, (label, text) in enumerate(texts)],
+    )
+    run = object.__new__(Run)
+    run.config, run.data, run.tasks, run.rows = config(stage=method), tmp_path, demo_tasks, [own]
+    run.folders = {"rm_rllr": tmp_path / "rm"}
+    (tmp_path / "rm").mkdir()
+    write_json(tmp_path / "rm" / rewards.SCORE, {"score": score})
+    found = run.claims()
+    assert (found == {}) == bool(why) and (not why or why in capsys.readouterr().err)
+    assert why or found["movie_reviews"] == {label: f"It is {label}," for label in ("positive", "negative")}
+
+
+def test_the_gold_claim_of_a_score_is_the_nearest(tokenizer, merged):
+    backbone = type("B", (), {"plain": models.load_causal(merged, torch.float32)})
+    claims = {"similar": {"0": "Nothing,", "5": "All,"}, "topics": {"sports": "Ball,", "world": "Globe,"}}
+    choices = LabelChoices.of(claims, tokenizer, Rewards("gold", None, None), backbone, True)
+    assert choices.gold({"task": "similar", "label": "3.1"}) == "All,"
+    assert choices.gold({"task": "topics", "label": "world"}) == "Globe,"
+    assert choices.gold({"task": "topics", "label": "a cat"}) == ""
 
 
 def test_references_are_the_merged_models_likelihoods(merged, tokenizer):

@@ -41,7 +41,7 @@ def main() -> None:
 
     from rllr.train.pairwise import train_reward_model  # heavy: only once the input is known to be good
 
-    train_reward_model(config, args.config, args.base, train_file, rows, held_out, args.out)
+    train_reward_model(config, args.config, args.base, train_file, rows, held_out, tasks, args.out)
 
 
 if __name__ == "__main__":

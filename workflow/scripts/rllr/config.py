@@ -130,8 +130,6 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
         raise UserError(f"{where}: {stage}: keep: best needs validate_iterations above 0, found 0")
     if resolved.get("baseline") == "leave_one_out" and resolved["samples_per_prompt"] < 2:
         raise UserError(f"{where}: {stage}: baseline: leave_one_out needs samples_per_prompt above 1, found 1")
-    if resolved.get("baseline") == "all_labels" and not METHODS[stage].label_reward:
-        raise UserError(f"{where}: {stage}: baseline: all_labels is for methods with a label reward; use another")
     launch = merge(defaults["launch"], model.get("launch"))
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from rllr.cli import UserError
 from rllr.files import read_json
 from rllr.lm import models
+from rllr.lm.claims import claim_ends, claim_of, claim_part
 from rllr.lm.packing import Packed, by_size, shares_prompts
 
 SCORE = "score.json"  # beside an adapter: {"score": "claim"}; without it the adapter has a head
@@ -24,29 +25,6 @@ def scores_claims(adapter: Path | str) -> bool:
     """Whether a reward model's adapter scores by the claim's likelihood."""
     path = Path(adapter) / SCORE
     return path.is_file() and read_json(path)["score"] == "claim"
-
-
-def claim_ends(tokenizer, vocabulary: int) -> torch.Tensor:
-    """(V,) bool: the tokens with which a claim ends, those with a comma or a line break in them."""
-    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    ends = [i for i, text in enumerate(texts) if "," in text or "\n" in text]
-    return torch.zeros(max(vocabulary, len(tokenizer)), dtype=torch.bool).index_fill(0, torch.tensor(ends), True)
-
-
-def claim_part(tokens: torch.Tensor, kept: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """(N, R) bool: the response tokens up to the first that ends a claim, itself included.
-
-    Args:
-        tokens, kept: (N, R) as in Packed. ends: (V,) from `claim_ends`.
-    """
-    ending = ends.to(tokens.device)[tokens].long()
-    return kept & (ending.cumsum(1) - ending == 0)
-
-
-def claim(response: list[int], ends: torch.Tensor) -> list[int]:
-    """A response's tokens up to the first that ends its claim, itself included; the same as `claim_part`."""
-    last = next((place for place, token in enumerate(response) if ends[token]), len(response))
-    return response[: last + 1]
 
 
 def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -137,5 +115,5 @@ def in_batches(
 def scores(reward: Reward, tokenizer, prompts, responses, batch_size: int, kind, progress: str = "") -> list[float]:
     """The reward of each response to its prompt."""
     if reward.ends is not None:
-        responses = [claim(response, reward.ends) for response in responses]
+        responses = [claim_of(response, reward.ends) for response in responses]
     return in_batches(reward, reward.model, tokenizer, prompts, responses, batch_size, kind, progress)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from rllr.cli import UserError
 from rllr.lm import models
+from rllr.lm.claims import claim_ends, claim_part
 from rllr.lm.packing import Packed, shares_prompts
-from rllr.lm.rewards import claim_ends, claim_part, log_likelihood, scores_claims
+from rllr.lm.rewards import log_likelihood, scores_claims
 
 
 class Backbone:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from rllr import ranks
 from rllr.cli import UserError
+from rllr.lm.claims import claim_part
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
-from rllr.lm.rewards import claim_part
 from rllr.lm.sampling import uniforms
 from rllr.ppo.advantages import AdaptiveKL, gae, leave_one_out, token_rewards, whiten
 from rllr.ppo.backbone import Backbone
@@ -88,7 +88,12 @@ class Batch:
 
 @dataclass
 class Trainer:
-    """State of a PPO run. `iteration` counts finished iterations."""
+    """State of a PPO run.
+
+    Attributes:
+        claims: for baseline all_labels, task -> label -> its claim (`claims_by_label`).
+        iterations: of the whole run. iteration: those that are finished.
+    """
 
     config: PPOConfig
     backbone: Backbone
@@ -96,6 +101,7 @@ class Trainer:
     tasks: dict[str, Task]
     tokenizer: object
     iterations: int
+    claims: dict[str, dict[str, str]] = field(default_factory=dict)
     iteration: int = 0
     moments: RunningMoments = field(default_factory=RunningMoments)
 
@@ -109,7 +115,7 @@ class Trainer:
         self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
         self.exact = config.baseline == "all_labels"
         if self.exact:
-            self.choices = LabelChoices.of(self.tasks, self.tokenizer, self.rewards, self.backbone, config.score_norm)
+            self.choices = LabelChoices.of(self.claims, self.tokenizer, self.rewards, self.backbone, config.score_norm)
         self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
@@ -320,9 +326,9 @@ class Trainer:
         }
 
     def learn_labels(self, rollout: Rollout, rows: list[int]) -> dict:
-        """The gradient of the expected label reward less its KL penalty, over all labels of each prompt's task.
+        """The gradient of the expected label reward less its KL penalty, over all claims of each prompt's task.
 
-        sum_l pi(l) * (min(r_l, tau) - floor) / std: whatever is no label earns the floor, the least of the prompt's
+        sum_l pi(l) * (min(r_l, tau) - floor) / std: whatever is no claim earns the floor, the least of the prompt's
         rewards, so that the sum is over everything that the policy could say.
         """
         config, totals = self.config, torch.zeros(2, device=self.backbone.device)
@@ -343,8 +349,8 @@ class Trainer:
         mass, expected = (ranks.total(totals) / prompts).tolist()
         if mass < 0.1:
             raise UserError(
-                f"baseline: all_labels needs rationales that begin with the label; the policy gives that {mass:.1%} of "
-                "its probability. Use leave_one_out, or train sft_wrat on such rationales (annotator cue)"
+                f"baseline: all_labels needs answers that begin with a claim of the training rationales; the policy "
+                f"gives these {mass:.1%} of its probability. Use leave_one_out, or train sft_wrat longer"
             )
         return {"label_mass": mass, "expected_label_reward": expected}
 

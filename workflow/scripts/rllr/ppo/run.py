@@ -15,14 +15,17 @@ from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
 from rllr.lm import budget, models, sampling
+from rllr.lm.claims import claims_by_label
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
+from rllr.lm.rewards import scores_claims
 from rllr.lm.tokens import Encoder
-from rllr.methods import METHODS
+from rllr.methods import GOLD, METHODS
 from rllr.ppo.backbone import Backbone
 from rllr.ppo.iteration import PPOConfig, Trainer
 from rllr.ppo.scoring import Rewards, Threshold, is_correct
-from rllr.tasks import Task
+from rllr.rows import read_responses
+from rllr.tasks import Task, read_label
 from rllr.tracking import Board
 from rllr.train.trainer import save_adapter
 
@@ -104,6 +107,9 @@ class Run:
         mean_length = sum(map(len, self.prompts)) // len(self.prompts) + config.max_new_tokens // 2
         budget.check(self.base, asdict(config), "ppo", passes * mean_length // 2, self.out, rewards=len(self.folders))
 
+        claims = self.claims() if config.baseline == "all_labels" else {}
+        if config.baseline == "all_labels" and not claims:
+            config = self.config = replace(config, baseline="value")
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)
         backbone = Backbone(
@@ -121,8 +127,27 @@ class Run:
         tau = self.threshold
         log(f"label reward {label}, rationale reward {rationale}, tau {tau.value} ({tau.origin})")
         self.trainer = Trainer(
-            config, backbone, Rewards(label, rationale, tau.value), self.tasks, tokenizer, self.iterations
+            config, backbone, Rewards(label, rationale, tau.value), self.tasks, tokenizer, self.iterations, claims
         )
+
+    def claims(self) -> dict[str, dict[str, str]]:
+        """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and the log
+        says why.
+        """
+        method, why = METHODS[self.config.stage], None
+        rows = read_responses(self.data / f"{method.answers_like}.jsonl", self.tasks)
+        found = claims_by_label(
+            ((r["task"], read_label(r["output"], self.tasks[r["task"]]), r["output"]) for r in rows), self.tasks
+        )
+        if not method.label_reward:
+            why = "there is no label reward"
+        elif method.label_reward != GOLD and not scores_claims(self.folders[method.label_reward]):
+            why = f"{method.label_reward} scores whole responses (rm_rllr: {{score: claim}} where rationales allow it)"
+        elif without := sorted({row["task"] for row in self.rows} - set(found)):
+            why = f"rationales of {without[0]} do not begin with one that tells the label"
+        if why:
+            log(f"baseline all_labels: {why}; a value function instead")
+        return {} if why else found
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint; at the start, see what accuracy RL starts from."""

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from rllr import cli, ranks
 from rllr.files import write_json, write_jsonl
 from rllr.lm import models, rewards
+from rllr.lm.claims import claim_ends, claims_by_label
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
+from rllr.tasks import Task, read_label
 from rllr.train import preference
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import both_sides, differing, encode, pairs_stage
@@ -100,6 +102,15 @@ def evaluate(
     return {**metrics.pop("label_sensitive"), **metrics}, scored
 
 
+def tell_by_claims(rows: list[dict], tasks: dict[str, Task]) -> bool:
+    """Whether the rationales of all pairs begin with a claim that tells the label; if not, the log says so."""
+    sides = ((row["task"], read_label(side, tasks[row["task"]]), side) for row in rows for side in row["output"])
+    found = claims_by_label(sides, tasks)
+    if without := sorted({row["task"] for row in rows} - set(found)):
+        cli.log(f"score claim: rationales of {without[0]} do not begin with one that tells the label; a head instead")
+    return not without
+
+
 def pair_metrics(rows: list[dict], chosen: torch.Tensor, rejected: torch.Tensor) -> dict:
     """Pair accuracy (ties count half) and mean margin, overall and per task; all pairs' scores for plots."""
     wins = defaultdict(list)
@@ -119,7 +130,14 @@ def pair_metrics(rows: list[dict], chosen: torch.Tensor, rejected: torch.Tensor)
 
 
 def train_reward_model(
-    config: RewardConfig, config_file: Path, base: Path, train_file: Path, rows: list[dict], held_out: dict, out: Path
+    config: RewardConfig,
+    config_file: Path,
+    base: Path,
+    train_file: Path,
+    rows: list[dict],
+    held_out: dict,
+    tasks: dict[str, Task],
+    out: Path,
 ) -> None:
     """The run of one reward model: training, its evaluation, and the files of both in `out`.
 
@@ -127,7 +145,8 @@ def train_reward_model(
         base: folder of the merged sft_wrat model. rows: the pairs of `train_file`. held_out: set -> its pairs.
     """
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
-        kind, tokenizer, claims = stage.kind, stage.tokenizer, config.score == "claim"
+        kind, tokenizer = stage.kind, stage.tokenizer
+        claims = config.score == "claim" and tell_by_claims(rows, tasks)
         if not claims:
             trainer = make_trainer(
                 models.load_scorer(base, kind, config.attention, training=True), tokenizer.pad_token_id, kind,
@@ -143,7 +162,7 @@ def train_reward_model(
         model, ends = trainer.accelerator.unwrap_model(trainer.model).eval(), None
         if claims:
             trainer.responses_only.remove()
-            ends = rewards.claim_ends(tokenizer, model.config.vocab_size)
+            ends = claim_ends(tokenizer, model.config.vocab_size)
         reward = rewards.Reward(model, ends)
         # Without gradients: more rows fit than in training.
         batch_size = 8 * config.micro_batch_size

@@ -12,8 +12,8 @@ import torch
 import trl
 from torch.nn import functional as F
 
-from rllr.cli import UserError, log
 from rllr.lm import models, rewards
+from rllr.lm.claims import claim_ends, claim_of
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import PairsStage, both_sides, differing, pairs_stage
@@ -95,14 +95,10 @@ def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float = 1.0, sft
     """
     model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
     if claims:
-        ends = rewards.claim_ends(stage.tokenizer, model.config.vocab_size)
+        ends = claim_ends(stage.tokenizer, model.config.vocab_size)
         for row in stage.encoded:
-            row |= {side: rewards.claim(row[side], ends) for side in ("chosen_ids", "rejected_ids")}
+            row |= {side: claim_of(row[side], ends) for side in ("chosen_ids", "rejected_ids")}
             row["reference"] = [0.0, 0.0]
-        alike = sum(row["chosen_ids"] == row["rejected_ids"] for row in stage.encoded)
-        if alike == len(stage.encoded):
-            raise UserError("score: claim needs pairs whose first words, up to a comma, differ; found none; use head")
-        log(f"claims: {alike} of {len(stage.encoded)} pairs make the same one on both sides, which weigh nothing")
     else:
         add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
     return make_trainer(
