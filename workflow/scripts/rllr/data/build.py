@@ -21,6 +21,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from rllr.cli import UserError, log
 from rllr.data.annotators import Ask, make_annotator
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
-from rllr.data.pairs import corrupt, mix, read_confusion, score_weights, usable, wrong_labels
-from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps, ranks
+from rllr.data.mixing import mix
+from rllr.data.pairs import corrupt, read_confusion, score_weights, usable, wrong_labels
+from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps
 from rllr.data.sources import read_rows
 from rllr.data.spec import DataConfig
 from rllr.tasks import respond
@@ -121,6 +123,42 @@ def uses_of(bits: int) -> frozenset[str]:
     return frozenset(use for use, bit in USES.items() if bits & bit)
 
 
+# The uses whose rows become pairs -> their files.
+LABEL_PAIRS = {
+    "label_pairs": "rllr_reward_train",
+    "test_label_pairs": "label_sensitive_pairs_for_test",
+    "validation_label_pairs": "label_sensitive_pairs_for_validation",
+}
+RATIONALE_PAIRS = {
+    "rationale_pairs": "rlhf_reward_train",
+    "test_rationale_pairs": "rationale_sensitive_pairs_for_test",
+}
+
+
+@dataclass
+class Written:
+    """A row and what was written for it.
+
+    Attributes:
+        number: its place in Rows. wanted: slot -> what was asked for, from `_wanted`. got: slot -> rationale.
+        good: slot -> response, of the usable ones. judged: (better, worse) rationale, where a judge was asked.
+        donor: another row of its label, whose rationale or words a worse one may take.
+    """
+
+    number: int
+    ask: Ask
+    wanted: dict[str, Ask]
+    got: dict[str, str | None]
+    good: dict[str, str]
+    judged: tuple[str, str] | None
+    donor: Ask | None
+
+    @property
+    def gold(self) -> str | None:
+        """The response with the row's own label."""
+        return self.good.get("gold")
+
+
 class Builder:
     """What the workers share: config, plan, spool and annotator. Forked, not sent."""
 
@@ -169,7 +207,9 @@ class Builder:
         given = iter(rationales)
         for i, ask, uses, wanted in plans:
             got = {slot: next(given) for slot in wanted}
-            self._emit(i, ask, uses, wanted, got, judged.get(i), donors.get(i), lines, counts)
+            row = Written(i, ask, wanted, got, {}, judged.get(i), donors.get(i))
+            self._check(row, counts)
+            self._emit(row, uses, self._emitter(ask, lines, counts), counts)
         return {file: "".join(text).encode() for file, text in lines.items()}, counts
 
     def _donors(self, rows: list[tuple[int, Ask]]) -> dict[int, Ask]:
@@ -225,13 +265,21 @@ class Builder:
         pairs = {0: lambda a, b: (a, b), 1: lambda a, b: (b, a), None: lambda a, b: None}
         return {i: pairs[v](a, b) for (i, _, a, b), v in zip(cases, verdicts, strict=True)}
 
-    def _emit(self, i, ask, uses, wanted, got, judged, donor, lines, counts) -> None:
-        """Append one row's lines to every file that it is drawn for, checking each response."""
+    def _check(self, row: "Written", counts: Counter) -> None:
+        """Keep the responses from which exactly their label is read."""
+        task = self.config.specs[row.ask.task].task
+        for slot, rationale in row.got.items():
+            if usable(rationale, row.wanted[slot].label, task):
+                row.good[slot] = respond(rationale, row.wanted[slot].label)
+            else:
+                counts["dropped", task.name, "rationales missing or unusable"] += 1
+
+    def _emitter(self, ask: Ask, lines: dict[str, list[str]], counts: Counter) -> Callable[[str, dict], None]:
+        """What appends a line of a file: the row's prompt and the fields given."""
         spec = self.config.specs[ask.task]
-        task = spec.task
         prompt = {
             "id": ask.id,
-            "task": task.name,
+            "task": ask.task,
             "instruction": spec.instruction,
             "input": spec.task.input.format(text=ask.text, text2=ask.text2),
         }
@@ -239,59 +287,60 @@ class Builder:
 
         def emit(file: str, fields: dict) -> None:
             lines[file].append(f"{start}, {encode(fields)[1:]}\n")
-            count_row(counts, file, task.name, fields, n_words)
+            count_row(counts, file, ask.task, fields, n_words)
 
-        good = {}
-        for slot, rationale in got.items():
-            if usable(rationale, wanted[slot].label, task):
-                good[slot] = respond(rationale, wanted[slot].label)
-            else:
-                counts["dropped", task.name, "rationales missing or unusable"] += 1
-        gold = good.get("gold")
-        prompt_only = {"label": ask.label}
+        return emit
+
+    def _emit(self, row: "Written", uses: set[str], emit: Callable[[str, dict], None], counts: Counter) -> None:
+        """A row's lines of every file that it is drawn for."""
+        label, gold = row.ask.label, row.gold
         if "sft" in uses:
-            emit("sft_train", {"output": respond(None, ask.label), "label": ask.label})
+            emit("sft_train", {"output": respond(None, label), "label": label})
             if gold:
-                emit("sft_with_rat_train", {"output": gold, "label": ask.label})
+                emit("sft_with_rat_train", {"output": gold, "label": label})
         if uses & {"sft", "label_pairs"} and gold:
-            emit("sft_with_rat_all", {"output": gold, "label": ask.label})
+            emit("sft_with_rat_all", {"output": gold, "label": label})
         for use in ("unsupervised", "validation", "test"):
             if use in uses:
-                emit(use, prompt_only)
-        for use, file in (
-            ("label_pairs", "rllr_reward_train"),
-            ("test_label_pairs", "label_sensitive_pairs_for_test"),
-            ("validation_label_pairs", "label_sensitive_pairs_for_validation"),
-        ):
-            if use in uses and not any(slot.startswith("wrong") for slot in wanted):
-                counts["dropped", task.name, "rows without a label min_distance away from their own"] += 1
+                emit(use, {"label": label})
+        for use, file in LABEL_PAIRS.items():
+            if use in uses:
+                self._emit_label_pairs(row, file, emit, counts)
+        for use, file in RATIONALE_PAIRS.items():
             if use in uses and gold:
-                for slot, rejected in good.items():
-                    if slot.startswith("wrong") and got[slot] == got["gold"]:
-                        counts["dropped", task.name, "label-sensitive pairs with one rationale on both sides"] += 1
-                    elif slot.startswith("wrong"):
-                        fields = {"output": [gold, rejected], "label": ask.label}
-                        emit(file, fields | {"rejected_label": wanted[slot].label})
-        for use, file in (
-            ("rationale_pairs", "rlhf_reward_train"),
-            ("test_rationale_pairs", "rationale_sensitive_pairs_for_test"),
-        ):
-            if use in uses and gold:
-                if self.config.rationale_pairs["by"] == "judge":
-                    how, pair = "judge", judged and [respond(text, ask.label) for text in judged]
-                else:
-                    how, pair = self._corrupted(i, spec, ask, gold, donor, got.get("donor"))
-                if pair:
-                    emit(file, {"output": pair, "label": ask.label})
-                    counts["rejected by", file, how] += 1
-                else:
-                    counts["dropped", task.name, "rationale-sensitive pairs without a worse rationale"] += 1
+                self._emit_rationale_pair(row, file, emit, counts)
 
-    def _corrupted(self, i, spec, ask, gold, donor, donor_rationale) -> tuple[str | None, list[str] | None]:
-        for kind in self._corruptions(i):
-            worse = corrupt(kind, spec, ask, donor, donor_rationale, getattr(self.annotator, "cited", 2))
-            if usable(worse, ask.label, spec.task) and (rejected := respond(worse, ask.label)) != gold:
-                return kind, [gold, rejected]
+    def _emit_label_pairs(self, row: "Written", file: str, emit: Callable, counts: Counter) -> None:
+        """The gold response beside one for each wrong label."""
+        task = row.ask.task
+        if not any(slot.startswith("wrong") for slot in row.wanted):
+            counts["dropped", task, "rows without a label min_distance away from their own"] += 1
+        for slot, rejected in row.good.items() if row.gold else ():
+            if slot.startswith("wrong") and row.got[slot] == row.got["gold"]:
+                counts["dropped", task, "label-sensitive pairs with one rationale on both sides"] += 1
+            elif slot.startswith("wrong"):
+                fields = {"output": [row.gold, rejected], "label": row.ask.label}
+                emit(file, fields | {"rejected_label": row.wanted[slot].label})
+
+    def _emit_rationale_pair(self, row: "Written", file: str, emit: Callable, counts: Counter) -> None:
+        """The gold response beside one for the same label with a worse rationale."""
+        if self.config.rationale_pairs["by"] == "judge":
+            how, pair = "judge", row.judged and [respond(text, row.ask.label) for text in row.judged]
+        else:
+            how, pair = self._corrupted(row)
+        if pair:
+            emit(file, {"output": pair, "label": row.ask.label})
+            counts["rejected by", file, how] += 1
+        else:
+            counts["dropped", row.ask.task, "rationale-sensitive pairs without a worse rationale"] += 1
+
+    def _corrupted(self, row: "Written") -> tuple[str | None, list[str] | None]:
+        spec = self.config.specs[row.ask.task]
+        for kind in self._corruptions(row.number):
+            cited = getattr(self.annotator, "cited", 2)
+            worse = corrupt(kind, spec, row.ask, row.donor, row.got.get("donor"), cited)
+            if usable(worse, row.ask.label, spec.task) and (rejected := respond(worse, row.ask.label)) != row.gold:
+                return kind, [row.gold, rejected]
         return None, None
 
 
@@ -364,7 +413,7 @@ def build(config: DataConfig, packages: Path, folder: Path, cache: Path, workers
             log(f"statistics of {len(counted)} training rows, {annotator.folds} folds")
         drawn = np.flatnonzero(plan.uses & np.uint16(0xFFFF & ~USES["statistics"]))
         # Not by rank itself: the rows of a large task, drawn first, would stand first.
-        drawn = drawn[np.argsort(ranks(plan.rank[drawn], 0), kind="stable")]
+        drawn = drawn[np.argsort(mix(plan.rank[drawn], 1), kind="stable")]
         counts: Counter = Counter()
         files = {file: stack.enter_context(open(folder / f"{file}.jsonl", "wb")) for file in FILES}
         with _mapper(builder, workers) as mapped:

@@ -10,17 +10,10 @@ import numpy as np
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import STOP_WORDS, sentence, words
+from rllr.data.mixing import mix
 from rllr.data.spec import TaskSpec
 from rllr.files import read_json
 from rllr.tasks import Task, read_label, respond
-
-
-def mix(number: int, salt: int) -> int:
-    """A pseudo-random 64-bit number from a row's hash and a salt (splitmix64)."""
-    z = (number + salt * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return z ^ (z >> 31)
 
 
 @lru_cache(maxsize=100_000)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rllr.cli import UserError, log
+from rllr.data.mixing import mix
 from rllr.data.spec import TRAIN_USES, DataConfig
 
 # One bit for each use that a row can be put to.
@@ -41,15 +42,6 @@ class Plan:
     asked: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # use -> task -> (asked, got)
 
 
-def ranks(key: np.ndarray, seed: int) -> np.ndarray:
-    """A random number for every row from the hash of its text and the seed (splitmix64, vectorised)."""
-    with np.errstate(over="ignore"):
-        z = key + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
 def share_out(value: int | str | dict, capacity: dict[str, int]) -> dict[str, int]:
     """Rows asked for, per task. A total is divided evenly; what a small task cannot give, the others do.
 
@@ -79,7 +71,7 @@ def make_plan(config: DataConfig, rows: Rows, pairs_per_row: dict[str, int]) -> 
     """
     names = list(config.specs)
     uses = np.zeros(len(rows.task), np.uint16)
-    plan = Plan(uses=uses, rank=ranks(rows.key, config.seed), donor=np.full(len(uses), -1, np.int64))
+    plan = Plan(uses=uses, rank=mix(rows.key, config.seed + 1), donor=np.full(len(uses), -1, np.int64))
     by_rank = np.argsort(plan.rank, kind="stable")
     free, test = {}, {}
     for number, name in enumerate(names):
@@ -87,7 +79,7 @@ def make_plan(config: DataConfig, rows: Rows, pairs_per_row: dict[str, int]) -> 
         train, given = (np.sort(of_task[rows.split[of_task] == split]) for split in (0, 1))
         unique = _first_of_each(rows.key[train])
         exact = len(train) - len(np.unique(rows.exact[train]))
-        labelled = np.unique(rows.key[train] ^ ranks(rows.label[train].astype(np.uint64), 0))
+        labelled = np.unique(rows.key[train] ^ mix(rows.label[train].astype(np.uint64), 1))
         plan.hygiene[name] = {
             "train rows": len(train),
             "test rows": len(given),

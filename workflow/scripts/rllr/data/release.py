@@ -17,7 +17,7 @@ from rllr.cli import UserError, log
 from rllr.data.build import hash64, normalise
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
-from rllr.data.plan import ranks
+from rllr.data.mixing import mix
 from rllr.data.sources import MAX_CHARS
 from rllr.data.spec import DataConfig
 from rllr.files import read_json, read_jsonl
@@ -136,7 +136,7 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
     validation = np.array([], np.uint64)
     if source:
         prompts = np.setdiff1d(keys[source], test)
-        order = np.argsort(ranks(prompts, config.seed), kind="stable")
+        order = np.argsort(mix(prompts, config.seed + 1), kind="stable")
         validation = prompts[order][: config.release.get("validation", 100)]
     held_out, drawn = set(test.tolist()), set(validation.tolist())
 

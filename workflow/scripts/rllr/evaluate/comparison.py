@@ -88,6 +88,29 @@ def mcnemar(only_ours: int, only_theirs: int) -> float:
     return float(chi2.sf((max(abs(only_ours - only_theirs) - 1, 0)) ** 2 / n, 1))
 
 
+def over_runs(differences: list[dict]) -> dict:
+    """The mean difference over runs, with its 95% intervals.
+
+    Args:
+        differences: what `difference` gave for each run; at least one.
+
+    Returns:
+        difference; intervals: `rows`, a bootstrap over the test rows (if all runs were tested on the same ones), and
+        `runs`, Student's t (only of several); noise: whether one of them holds 0, or a single run is noise by itself.
+    """
+    from scipy.stats import t
+
+    values, intervals = [d["difference"] for d in differences], {}
+    if len({d["rows"] for d in differences}) == 1:
+        intervals["rows"] = np.quantile(np.mean([d["resampled"] for d in differences], axis=0), [0.025, 0.975]).tolist()
+    if len(values) > 1:
+        half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+        intervals["runs"] = [float(np.mean(values) - half), float(np.mean(values) + half)]
+    noise = any(low <= 0 <= high for low, high in intervals.values())
+    noise |= len(values) == 1 and differences[0]["noise"]
+    return {"difference": float(np.mean(values)), "intervals": intervals, "noise": noise}
+
+
 def detectable_over_runs(differences: list[dict]) -> float | None:
     """The mean difference over runs that both of its intervals, over rows and over runs, show with about 80% power.
 

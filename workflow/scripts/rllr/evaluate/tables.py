@@ -10,7 +10,7 @@ import numpy as np
 from rllr.cli import UserError, log
 from rllr.config import load_yaml
 from rllr.evaluate import html
-from rllr.evaluate.comparison import detectable_over_runs, difference
+from rllr.evaluate.comparison import detectable_over_runs, difference, over_runs
 from rllr.files import read_json, read_jsonl
 from rllr.predict.model_file import find
 
@@ -223,20 +223,12 @@ def _mean(values: list[float]) -> tuple[str, str]:
 
 def _over_runs(differences: list[dict]) -> tuple[str, str]:
     """Mean difference over runs with its intervals."""
-    from scipy.stats import t
-
     if not differences:
         return "–", ""
-    values, intervals = [d["difference"] for d in differences], {}
-    if len({d["rows"] for d in differences}) == 1:
-        intervals["rows"] = np.quantile(np.mean([d["resampled"] for d in differences], axis=0), [0.025, 0.975])
-    if len(values) > 1:
-        half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        intervals["runs"] = (np.mean(values) - half, np.mean(values) + half)
-    noise = any(low <= 0 <= high for low, high in intervals.values())
-    noise |= len(values) == 1 and differences[0]["noise"]
-    text = ", ".join(f"{name} [{100 * low:+.1f}, {100 * high:+.1f}]" for name, (low, high) in intervals.items())
-    return f"{100 * np.mean(values):+.1f}{' noise' if noise else ''}", text
+    found = over_runs(differences)
+    intervals = found["intervals"].items()
+    text = ", ".join(f"{name} [{100 * low:+.1f}, {100 * high:+.1f}]" for name, (low, high) in intervals)
+    return f"{100 * found['difference']:+.1f}{' noise' if found['noise'] else ''}", text
 
 
 def data_differences(runs: dict[str, list[dict]], models: list[str]) -> list[list[str]]:
