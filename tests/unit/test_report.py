@@ -107,7 +107,7 @@ def test_nothing_is_concluded_from_a_method_that_is_mostly_unparsed(tmp_path):
 def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2, 3)]
     (tmp_path / "run3/m/rllr/metrics.json").unlink()  # not finished yet
-    files = summary.summary_of_runs(runs, ["m"], ["sft_wrat", "rllr"])
+    files = summary.summary_of_runs(runs, ["m"], ["sft_wrat", "rllr"]).files
     assert capsys.readouterr().err == f"{runs[2]}: no metrics.json yet of m/rllr\n"
     scores = [json.loads((r / "m/sft_wrat/metrics.json").read_text())["score"] for r in runs]
     line = next(line for line in files["summary.md"].splitlines() if line.startswith("| sft_wrat"))
@@ -123,6 +123,26 @@ def test_several_runs_give_means_spread_and_what_differs(tmp_path, capsys):
     ]
 
 
+def test_what_figures_show_is_what_the_table_says(tmp_path):
+    from rllr.evaluate import plots
+
+    runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2)]
+    rows = [table(run, ["m"], ["sft_wrat", "rllr"]) for run in runs]
+    one = rows[0][1]["versus"]["sft_wrat"]
+    assert list(one["tasks"]) == ["reviews"]  # alone, it is the mean
+    shown = summary.against(rows[:1], "sft_wrat")["m"]["rllr"]
+    assert shown["reviews"]["difference"] == one["difference"]
+    assert shown["reviews"]["intervals"] == {"rows": one["ci95"]}
+    both = summary.against(rows, "sft_wrat")["m"]["rllr"]["reviews"]
+    values = [own[1]["versus"]["sft_wrat"]["difference"] for own in rows]
+    assert both["difference"] == pytest.approx(np.mean(values)) and set(both["intervals"]) == {"rows", "runs"}
+    half = 12.7062 * abs(values[0] - values[1]) / 2  # Student's t, one degree of freedom
+    assert both["intervals"]["runs"] == pytest.approx([np.mean(values) - half, np.mean(values) + half], abs=1e-4)
+    assert summary.against(rows, "rlhf") == {}
+    plots.differences({}, "rlhf", tmp_path / "none.svg")  # nothing to compare with
+    assert (tmp_path / "none.svg").stat().st_size
+
+
 def test_runs_that_cannot_be_compared_are_told(tmp_path):
     small, other = write_run(tmp_path / "a", {"sft_wrat": 0.6, "rllr": 0.9}), tmp_path / "b"
     write_run(other, {"sft_wrat": 0.6, "rllr": 0.9})
@@ -131,7 +151,7 @@ def test_runs_that_cannot_be_compared_are_told(tmp_path):
         write_jsonl(other / "m" / method / "predictions.jsonl", rows)
         metrics = method_metrics(rows, {"reviews": TASKS["reviews"]})
         write_json(other / "m" / method / "metrics.json", {"model": "m", "method": method, "data": "other", **metrics})
-    text = summary.summary_of_runs([small, other], ["m"], ["sft_wrat", "rllr"])["summary.md"]
+    text = summary.summary_of_runs([small, other], ["m"], ["sft_wrat", "rllr"]).files["summary.md"]
     assert "100 test rows of other, 200 test rows of small. The runs were not tested on the same rows" in text
     assert "| m | all | data | small | other |" in text
     with pytest.raises(UserError, match="no such folder"):
@@ -190,6 +210,8 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     write_json(reward / "metrics.json", {**pairs, "tasks": {"reviews": pairs}})
     quality = {"sft_wrat": reward_quality.statistics(samples(40))}
     write_json(reward / "quality.json", {"policies": quality})
+    compared = summary.against([table(run, ["m"], ["sft_wrat", "rlhf", "rllr"])], "sft_wrat")
+    plots.differences(compared, "sft_wrat", run / "differences.svg")
     plots.reliability(quality, "x", reward / "reliability.svg")
     scores = [{"set": s, "task": "reviews", "chosen": 0.5, "rejected": 0.1} for s in ("label_sensitive", "validation")]
     plots.pairs(scores, "x", reward / "pairs.svg")

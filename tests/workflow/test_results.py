@@ -37,8 +37,8 @@ def test_the_default_target_makes_all_results_and_nothing_twice(everything):
     page, table = (results / "report.html").read_text(), (results / "summary.md").read_text()
     for method in METHODS:
         assert f"| {method} |" in table and f"<h4>{method}</h4>" in page
-    # confusion and coverage, both figures of both reward models, curves
-    assert page.count("<figure>") == 2 * len(METHODS) + 2 * 2 + 6
+    # differences, confusion and coverage, both figures of both reward models, curves
+    assert page.count("<figure>") == 1 + 2 * len(METHODS) + 2 * 2 + 6
     quality = json.loads((results / "tiny/rm_rlhf/quality.json").read_text())
     assert list(quality["policies"]) == ["sft_wrat", "rlhf", "rllr_mix"]
     quality_of_labels = json.loads((results / "tiny/rm_rllr/quality.json").read_text())["policies"]

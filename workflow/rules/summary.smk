@@ -12,6 +12,7 @@ rule summary:
     output:
         tsv="results/summary.tsv",
         md="results/summary.md",
+        differences="results/differences.svg",
         html=report(
             "results/summary.html",
             caption="../report/summary.rst",
@@ -51,6 +52,7 @@ REPORT_STAGES = [
 rule report:
     input:
         code=code("report.py"),
+        differences=rules.summary.output.differences,
         metrics=rules.summary.input.metrics,
         predictions=rules.summary.input.predictions,
         tasks=rules.summary.input.tasks,

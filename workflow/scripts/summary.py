@@ -8,13 +8,15 @@ Several results folders give means and spread over runs, and what differs in the
     python workflow/scripts/summary.py --results runs/seed1/results runs/seed2/results runs/seed3/results \\
         --models tiny --methods sft_wrat rlhf rllr --out runs
 
-Reads <results>/<model>/<method>/{metrics.json,predictions.jsonl,model.json}; writes <out>/summary.{tsv,md,html}.
+Reads <results>/<model>/<method>/{metrics.json,predictions.jsonl,model.json}; writes <out>/summary.{tsv,md,html} and
+<out>/differences.svg, every method's difference to sft_wrat.
 """
 
 from pathlib import Path
 
 from rllr import cli
-from rllr.evaluate.tables import summary_of_run, summary_of_runs
+from rllr.evaluate import plots
+from rllr.evaluate.tables import BASELINES, against, summary_of_run, summary_of_runs
 from rllr.files import atomic_file
 
 
@@ -23,15 +25,16 @@ def main() -> None:
     parser.add_argument("--results", nargs="+", type=Path, required=True, help="results folders, one a run")
     parser.add_argument("--models", nargs="+", required=True, help="models, in the order of the table")
     parser.add_argument("--methods", nargs="+", required=True, help="methods, in the order of the table")
-    parser.add_argument("--out", type=Path, required=True, help="folder for summary.tsv, summary.md and summary.html")
+    parser.add_argument("--out", type=Path, required=True, help="folder for what is written")
     args = parser.parse_args()
     if len(args.results) > 1:
-        files = summary_of_runs(args.results, args.models, args.methods)
+        found = summary_of_runs(args.results, args.models, args.methods)
     else:
-        files = summary_of_run(args.results[0], args.models, args.methods)
-    for name, content in files.items():
+        found = summary_of_run(args.results[0], args.models, args.methods)
+    for name, content in found.files.items():
         with atomic_file(args.out / name) as file:
             file.write(content)
+    plots.differences(against(found.runs, BASELINES[0]), BASELINES[0], args.out / "differences.svg")
 
 
 if __name__ == "__main__":

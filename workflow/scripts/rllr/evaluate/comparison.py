@@ -26,13 +26,14 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         ours, theirs: lines of two predictions.jsonl over the same test rows.
 
     Returns:
-        difference, ci95 (paired bootstrap: rows are resampled within each task, for both methods alike), rows (their
-        ids) and resampled (the bootstrap's differences: any two methods tested on the same rows are given the same
-        draws, so these can be averaged over runs), error (standard error over rows), discordant (rows of accuracy
-        tasks that only we, that only they have right; None without such tasks) and mcnemar_p of these (two-sided;
-        every row weighs the same, while the difference weighs every task the same), detectable (the difference that
-        these rows show with 80% power at the 5% level), and `noise`: the interval contains 0, or there are too few
-        discordant rows for a bootstrap to be trusted and McNemar's exact p is above 0.05.
+        tasks (difference, rows and resampled of each), difference, ci95 (paired bootstrap: rows are resampled within
+        each task, for both methods alike), rows (their ids) and resampled (the bootstrap's differences: any two methods
+        tested on the same rows are given the same draws, so these can be averaged over runs), error (standard error
+        over rows), discordant (rows of accuracy tasks that only we, that only they have right; None without such tasks)
+        and mcnemar_p of these (two-sided; every row weighs the same, while the difference weighs every task the same),
+        detectable (the difference that these rows show with 80% power at the 5% level), and `noise`: the interval
+        contains 0, or there are too few discordant rows for a bootstrap to be trusted and McNemar's exact p is above
+        0.05.
 
     Raises:
         ValueError: the methods were not tested on the same rows.
@@ -41,33 +42,36 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
     if {t: [r["id"] for r in rows] for t, rows in a.items()} != {t: [r["id"] for r in rows] for t, rows in b.items()}:
         raise ValueError("the two methods were not tested on the same rows")
     generator = np.random.default_rng(0)
-    observed, resampled, least = [], np.zeros(RESAMPLES), 0.0
+    found, least = {}, 0.0
     ours_alone = theirs_alone = counted = 0
     for task in a:
         picks = (generator.integers(0, len(a[task]), (BLOCK, len(a[task]))) for _ in range(RESAMPLES // BLOCK))
         if tasks[task].metric == "pearson":
             (gold, mine), (_, other) = numbers(a[task], tasks[task]), numbers(b[task], tasks[task])
-            observed.append(pearson(gold, mine) - pearson(gold, other))
-            resampled += [pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for block in picks for p in block]
+            observed = pearson(gold, mine) - pearson(gold, other)
+            drawn = [pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for block in picks for p in block]
         else:
             mine, other = (np.array([r["prediction"] == r["label"] for r in side[task]]) for side in (a, b))
             delta = mine.astype(float) - other
-            observed.append(delta.mean())
-            resampled += np.concatenate([delta[block].mean(1) for block in picks])
+            observed = delta.mean()
+            drawn = np.concatenate([delta[block].mean(1) for block in picks])
             ours_alone += int((mine & ~other).sum())
             theirs_alone += int((other & ~mine).sum())
             counted += 1
+        ids = tuple(row["id"] for row in a[task])
+        found[task] = {"difference": float(observed), "resampled": np.asarray(drawn), "rows": ids}
         least += len(a[task]) ** -2  # two methods that agree everywhere still could have differed in a row
-    resampled /= len(a)
+    resampled = np.mean([own["resampled"] for own in found.values()], axis=0)
     low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     p = mcnemar(ours_alone, theirs_alone) if counted else None
     error = max(float(resampled.std()), least**0.5 / len(a))
     few = counted == len(a) and ours_alone + theirs_alone < EXACT
     return {
-        "difference": float(np.mean(observed)),
+        "difference": float(np.mean([own["difference"] for own in found.values()])),
         "ci95": [low, high],
         "resampled": resampled,
-        "rows": tuple(row["id"] for rows in a.values() for row in rows),
+        "rows": sum((own["rows"] for own in found.values()), ()),
+        "tasks": found,
         "discordant": (ours_alone, theirs_alone) if counted else None,
         "mcnemar_p": p,
         "error": error,
@@ -92,7 +96,7 @@ def over_runs(differences: list[dict]) -> dict:
     """The mean difference over runs, with its 95% intervals.
 
     Args:
-        differences: what `difference` gave for each run; at least one.
+        differences: what `difference` gave for each run, or its entry of one task; at least one.
 
     Returns:
         difference; intervals: `rows`, a bootstrap over the test rows (if all runs were tested on the same ones), and
@@ -107,7 +111,7 @@ def over_runs(differences: list[dict]) -> dict:
         half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
         intervals["runs"] = [float(np.mean(values) - half), float(np.mean(values) + half)]
     noise = any(low <= 0 <= high for low, high in intervals.values())
-    noise |= len(values) == 1 and differences[0]["noise"]
+    noise |= len(values) == 1 and differences[0].get("noise", False)
     return {"difference": float(np.mean(values)), "intervals": intervals, "noise": noise}
 
 

@@ -90,6 +90,47 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
     save(figure, path)
 
 
+def differences(found: dict[str, dict[str, dict[str, dict]]], baseline: str, path: Path) -> None:
+    """Every method's difference to a baseline, mean and tasks, one panel a model.
+
+    Thick: the 95% interval over test rows; thin: the one over runs, where there are several.
+
+    Args:
+        found: from `tables.against`.
+    """
+    heights = [sum(len(parts) + 1 for parts in methods.values()) for methods in found.values()]
+    figure, axes = panels(max(1, len(found)), 1, 7, 0.6 + 0.16 * max(heights, default=2))
+    if not found:
+        axes[0].text(0.5, 0.5, f"no method beside {baseline}", ha="center", va="center")
+        axes[0].axis("off")
+    for axis, (model, methods) in zip(axes, found.items()):
+        tasks = list(dict.fromkeys(task for parts in methods.values() for task in parts))
+        colours = {task: "black" if task == "mean" else COLOURS[i % len(COLOURS)] for i, task in enumerate(tasks)}
+        place, named = 0, []
+        for method, parts in methods.items():
+            named.append((place - (len(parts) - 1) / 2, method))
+            for task, values in parts.items():
+                for kind, width in (("runs", 0.8), ("rows", 2.6)):
+                    if kind in values["intervals"]:
+                        low, high = (100 * x for x in values["intervals"][kind])
+                        axis.plot([low, high], [place, place], color=colours[task], linewidth=width)
+                marker, size = ("D", 5) if task == "mean" else ("o", 4)
+                axis.plot(100 * values["difference"], place, marker, color=colours[task], markersize=size)
+                place -= 1
+            place -= 1
+        axis.set_ylim(place + 0.3, 0.7)
+        axis.axvline(0, color="gray", linewidth=1)
+        axis.set_yticks([at for at, _ in named], [method for _, method in named], fontsize=9)
+        for task, colour in colours.items():
+            axis.plot([], [], "o-", color=colour, label=task, markersize=4)
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+        axis.set_xlabel(f"points more than {baseline}", fontsize=9)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.grid(alpha=0.25, axis="x")
+        axis.set_title(model, fontsize=10)
+    save(figure, path)
+
+
 def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) -> None:
     """One matrix a task: gold labels down, labels read from the answers across; scores are rounded to whole numbers.
 

@@ -214,6 +214,19 @@ def spread(runs: list[list[dict]]) -> list[Table]:
     return found
 
 
+def against(runs: list[list[dict]], baseline: str) -> dict[str, dict[str, dict[str, dict]]]:
+    """model -> method -> task or "mean" -> `over_runs` of the differences to a baseline, for figures."""
+    found: dict[str, dict[str, dict[str, dict]]] = {}
+    rows = [row for run in runs for row in run if baseline in row["versus"]]
+    for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
+        versus = [r["versus"][baseline] for r in rows if (r["model"], r["method"]) == (model, method)]
+        tasks = [task for task in versus[0]["tasks"] if all(task in d["tasks"] for d in versus)]
+        parts = {"mean": over_runs(versus)} if len(tasks) > 1 else {}
+        parts |= {task: over_runs([d["tasks"][task] for d in versus]) for task in tasks}
+        found.setdefault(model, {})[method] = parts
+    return found
+
+
 def _mean(values: list[float]) -> tuple[str, str]:
     if not values:
         return "–", ""
@@ -295,16 +308,26 @@ def sections(found: list[Table]) -> str:
     )
 
 
-def summary_of_run(results: Path, models: list[str], methods: list[str]) -> dict[str, str]:
-    """The three files about one results folder."""
+@dataclass
+class Summary:
+    """Attributes:
+    files: summary.tsv, .md and .html by name. runs: `table` of each results folder.
+    """
+
+    files: dict[str, str]
+    runs: list[list[dict]]
+
+
+def summary_of_run(results: Path, models: list[str], methods: list[str]) -> Summary:
+    """The files about one results folder."""
     rows = table(results, models, methods)
     found = tables(rows)
     page = html.page("Results", f"<h1>Results</h1>{sections(found)}")
-    return {"summary.tsv": tsv({"": rows}), "summary.md": markdown(found), "summary.html": page}
+    return Summary({"summary.tsv": tsv({"": rows}), "summary.md": markdown(found), "summary.html": page}, [rows])
 
 
-def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) -> dict[str, str]:
-    """The three files about several runs; methods that a run does not have yet are left out of it."""
+def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) -> Summary:
+    """The files about several runs; methods that a run does not have yet are left out of it."""
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
@@ -323,4 +346,5 @@ def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) 
     title = "Differences in configuration"
     page = html.page("Results", f"<h1>Results</h1>{sections(found)}<h2>{title}</h2>{html.table(head, differing)}")
     text = f"{markdown(found)}\n## {title}\n\n{pipes(head, differing)}\n"
-    return {"summary.tsv": tsv(runs), "summary.md": text, "summary.html": page}
+    files = {"summary.tsv": tsv(runs), "summary.md": text, "summary.html": page}
+    return Summary(files, list(runs.values()))
