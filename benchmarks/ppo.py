@@ -2,6 +2,7 @@
 
     make bench-ppo                                          # creates the peer's environment first
     .venv/bin/python benchmarks/ppo.py --peer .venv-peer/bin/python
+    .venv/bin/python benchmarks/ppo.py --samples 4 --prompts 8                             # groups, beside TRL's RLOO
     .venv/bin/python benchmarks/ppo.py --shape mistral --prompts 32 --prompt-tokens 256 --new-tokens 128   # a GPU
 
 A random model of the given shape, random prompts, forced full-length responses (EOS never ends one), rllr_mix with
@@ -76,14 +77,15 @@ def ours(args: argparse.Namespace) -> None:
     folder = Path(args.model)
     defaults = load_yaml(PROGRAMS.parents[1] / "config" / "stages.yaml")["ppo"]
     config = PPOConfig(**merge(defaults, dict(
-        model="benchmark", stage="rllr_mix", seed=1, precision=args.precision, attention="auto",
+        model="benchmark", stage="rllr_mix", samples_per_prompt=args.samples,
+        baseline="leave_one_out" if args.samples > 1 else "value", seed=1, precision=args.precision, attention="auto",
         lora=LORA, batch_size=args.prompts,
-        micro_batch_size=args.micro_batch, rollout_batch_size=args.prompts, max_new_tokens=args.new_tokens,
-        gradient_checkpointing=args.gradient_checkpointing,
+        micro_batch_size=args.micro_batch, rollout_batch_size=args.prompts * args.samples,
+        max_new_tokens=args.new_tokens, gradient_checkpointing=args.gradient_checkpointing,
     )))  # fmt: skip
     tokenizer = models.load_tokenizer(folder)
     roles = {"rm_rllr": folder / "rm_rllr", "rm_rlhf": folder / "rm_rlhf"}
-    backbone = Backbone(folder, LORA, roles, "rm_rllr", kind, args.gradient_checkpointing)
+    backbone = Backbone(folder, LORA, roles, "rm_rllr", kind, args.gradient_checkpointing, critic=args.samples == 1)
     tasks = {"task": Task("task", "label", ("a", "b"))}
     trainer = Trainer(config, backbone, Rewards("rm_rllr", "rm_rlhf", 1.0), tasks, tokenizer, iterations=100)
     backbone.unembed.register_forward_hook(lambda m, i, out: forbid(out, tokenizer.eos_token_id))
@@ -100,8 +102,9 @@ def ours(args: argparse.Namespace) -> None:
     best = min(records[1:], key=lambda r: sum(r.values()))
     seconds = sum(best.values())
     print(json.dumps({
-        "engine": f"ours {str(kind).removeprefix('torch.')}", "seconds": seconds, "phases": best,
-        "samples_per_second": args.prompts / seconds, "peak_memory_gib": peak_memory(),
+        "engine": f"ours{', groups' if args.samples > 1 else ''} {str(kind).removeprefix('torch.')}",
+        "seconds": seconds, "phases": best,
+        "samples_per_second": args.prompts * args.samples / seconds, "peak_memory_gib": peak_memory(),
     }))  # fmt: skip
 
 
@@ -116,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2")
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=1, help="responses to each prompt; above 1 beside TRL's RLOO")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--micro-batch", type=int, default=4)
@@ -132,12 +136,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(args.shape, Path(folder))
         shared = []
-        for name in ("prompts", "prompt_tokens", "new_tokens", "micro_batch", "iterations"):
+        for name in ("prompts", "samples", "prompt_tokens", "new_tokens", "micro_batch", "iterations"):
             shared += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         commands = []
-        if args.peer:
+        if args.peer and args.samples == 1:
             commands.append([args.peer, str(Path(__file__).with_name("ppo_peer.py")), "--model", folder, *shared])
         for precision in args.precisions:
+            if args.samples > 1:
+                peer = str(Path(__file__).with_name("groups_peer.py"))
+                commands.append([sys.executable, peer, "--model", folder, "--precision", precision, *shared])
             command = [sys.executable, __file__, "--model", folder, "--precision", precision, *shared]
             commands.append(command + ["--gradient-checkpointing"] * args.gradient_checkpointing)
         results = []
