@@ -133,6 +133,11 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     if resolved.get("baseline") == "all_labels" and not METHODS[stage].label_reward:
         raise UserError(f"{where}: {stage}: baseline: all_labels is for methods with a label reward; use another")
     launch = merge(defaults["launch"], model.get("launch"))
+    if launch["fsdp"] and section not in ("ppo", "predict") and resolved["precision"] == "fp16":
+        raise UserError(
+            f"{where}: {stage}: launch.fsdp sums up gradients and keeps heads in the backbone's precision: expected "
+            "bf16 or fp32, found fp16"
+        )
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
     if part and resolved["batch_size"] % (resolved[part] * processes):

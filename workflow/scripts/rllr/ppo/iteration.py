@@ -304,7 +304,12 @@ class Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        skipped |= self.scaler.get_scale() < scale  # fp16: the gradient had overflowed
+        overflowed = self.scaler.get_scale() < scale  # fp16
+        if overflowed and self.scaler.get_scale() < 1:
+            raise self.fault(
+                "gradient in fp16, whatever the loss is scaled by,", *(batch.rollout.rows[i] for i in rows)
+            )
+        skipped |= overflowed
         critic = {} if self.grouped else {"value_loss": value}
         return {
             "policy_loss": policy,

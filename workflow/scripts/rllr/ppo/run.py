@@ -163,6 +163,11 @@ class Run:
             bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.2f}", refresh=False)
             bar.update()
         bar.close()
+        if not any(line.get("skipped", 1) < 1 for line in records.history):
+            raise UserError(
+                f"all {self.iterations} iterations skipped their optimiser steps (skipped, ratio and gradient_norm in "
+                "train_log.jsonl say why): nothing was trained; lower the learning rate, or use another precision"
+            )
 
     def validate(self) -> dict[str, float]:
         """Accuracy of greedy answers, as a line of the log; the best adapter is kept under its iteration's number."""
