@@ -2,8 +2,9 @@
 
     python workflow/scripts/memory.py --models mistral llama2-13b
 
-Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. Sizes come from
-results/<model>/base/config.json where that exists, else from the table of published sizes below.
+Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. A batch size of
+`auto`, which takes what the device has, counts as one row. Sizes come from results/<model>/base/config.json where that
+exists, else from the table of published sizes below.
 """
 
 from pathlib import Path
@@ -48,6 +49,7 @@ def table(models: list[str], results: Path) -> str:
         cells = []
         for stage in STAGES:
             resolved = stage_config(defaults, config, stage, 1, str(path))
+            resolved |= {key: 1 for key, value in resolved.items() if value == "auto" and key.endswith("batch_size")}
             need = memory(sizes, resolved, SECTIONS[stage], rewards=2 if stage == "rllr_mix" else 1)
             cells.append(f"{need['peak'] / 2**30:.1f}")
         lines.append(f"| {model} | {sizes.parameters() / 1e9:.2f} B | {' | '.join(cells)} |")

@@ -63,10 +63,10 @@ def main() -> None:
 
     from transformers.utils import logging
 
-    from rllr.lm import models, rewards
+    from rllr.lm import fitting, models, rewards
 
     logging.disable_progress_bar()
-    kind = models.dtype(config.precision)
+    kind, config = models.dtype(config.precision), fitting.settled(config, base, "reward")
     encoder = Encoder(models.load_tokenizer(base), config.cutoff)
     answers = [encoder.response(row["answer"]) for row in found]
     prompts = [encoder.prompt(row, room=len(answer)) for row, answer in zip(found, answers, strict=True)]

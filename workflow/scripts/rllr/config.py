@@ -140,9 +140,10 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
         )
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
-    if part and resolved["batch_size"] % (resolved[part] * processes):
+    rows = 1 if part and resolved[part] == "auto" else resolved.get(part)
+    if part and resolved["batch_size"] % (rows * processes):
         raise UserError(
-            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {resolved[part]} "
+            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {rows} "
             f"x {processes} processes (launch)"
         )
     resolved["stage"] = stage

@@ -6,7 +6,7 @@ from rllr import cli
 from rllr.base.published import stop_ids
 from rllr.evaluate.quality import statistics
 from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
-from rllr.lm import models, rewards
+from rllr.lm import fitting, models, rewards
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
@@ -30,7 +30,7 @@ def judge(
     Args:
         responses: the training responses, which give the samples' room, and so the prompts, as `write_samples` had it.
     """
-    kind = models.dtype(config.precision)
+    kind, config = models.dtype(config.precision), fitting.settled(config, base, "predict")
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     room = answer_room(config.max_new_tokens, responses, encoder)

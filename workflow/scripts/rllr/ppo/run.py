@@ -14,7 +14,7 @@ from transformers import set_seed
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
-from rllr.lm import budget, models, sampling
+from rllr.lm import budget, fitting, models, sampling
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
@@ -88,7 +88,8 @@ class Run:
         kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(self.base)
         encoder = Encoder(tokenizer, config.cutoff)
         room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
-        config = self.config = replace(config, max_new_tokens=room)
+        config = replace(config, max_new_tokens=room)
+        config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
         self.validation_prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.validation]

@@ -8,7 +8,7 @@ from pathlib import Path
 from rllr import cli
 from rllr.checkpoints import fingerprint
 from rllr.files import has_rows, stage_lock, write_jsonl
-from rllr.lm import budget
+from rllr.lm import budget, fitting
 from rllr.predict.confidence import certainty, fit_temperature
 from rllr.predict.model_file import PredictConfig, describe
 from rllr.predict.predictor import Predictor
@@ -82,6 +82,7 @@ def predict_file(
         partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
         left = [row for row in [*rows, *held] if row["id"] not in done]
+        config = fitting.settled(config, paths["base"], "predict", rewards=int(bool(paths["reward"])))
         if left:
             samples = votes or (config.best_of if paths["reward"] else 1)
             # About 1.5 tokens a word.

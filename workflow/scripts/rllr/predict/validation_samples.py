@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.files import stage_lock, write_jsonl
-from rllr.lm import models, sampling
+from rllr.lm import fitting, models, sampling
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
@@ -25,6 +25,7 @@ def write_samples(
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     config = replace(config, max_new_tokens=answer_room(config.max_new_tokens, responses, encoder))
+    config = fitting.settled(config, base, "predict")
     prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in rows]
     ids = [row["id"] for row in rows]
     with stage_lock(out.parent):

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rllr import checkpoints, ranks
@@ -21,7 +22,7 @@ class TrainingConfig:
     learning_rate: float
     epochs: float
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int | str  # auto until the stage has seen the device
     weight_decay: float
     max_grad_norm: float
     warmup_steps: int
@@ -112,8 +113,40 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
     }
 
 
-def train(trainer, folder: Path, out: Path) -> None:
-    """Train to the end, from the newest whole checkpoint if there is one.
+def train(config: TrainingConfig, rows: int, folder: Path, out: Path, kind, build: Callable[[dict], object]):
+    """Train to the end, with smaller micro-batches from the last checkpoint on where memory runs out.
+
+    Args:
+        config: with a number for micro_batch_size. rows: training rows. folder: of checkpoints.
+        build: makes the trainer of the arguments that trl's configs share.
+
+    Returns:
+        the trainer.
+
+    Raises:
+        UserError: see `run`; or memory ran out with a single row, or in one of several processes.
+    """
+    from transformers import set_seed
+
+    from rllr.lm import fitting, models
+
+    while True:
+        arguments = trainer_arguments(config, rows, folder, kind)
+        set_seed(config.seed)
+        trainer = build(arguments)
+        models.cast_weights_not_activations(trainer.model)
+        models.describe(trainer.model, kind)
+        fitted, _ = fitting.sufficed(run, trainer, folder, out)
+        if fitted:
+            return trainer
+        del trainer
+        if ranks.world() > 1:  # the others wait for this one
+            raise UserError(f"micro_batch_size {config.micro_batch_size}: out of memory; lower it")
+        config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size))
+
+
+def run(trainer, folder: Path, out: Path) -> None:
+    """Train from the newest whole checkpoint if there is one.
 
     Writes adapter/, train_log.jsonl and tensorboard/ into `out`.
 
