@@ -67,8 +67,9 @@ def ours(args: argparse.Namespace) -> None:
 
     from rllr.config import load_yaml, merge
     from rllr.lm import models
+    from rllr.lm.budget import peak_memory
     from rllr.ppo.backbone import Backbone
-    from rllr.ppo.iteration import PPOConfig, Trainer, peak_memory
+    from rllr.ppo.iteration import PPOConfig, Trainer
     from rllr.ppo.scoring import Rewards
     from rllr.tasks import Task
 
@@ -101,7 +102,7 @@ def ours(args: argparse.Namespace) -> None:
     seconds = sum(best.values())
     print(json.dumps({
         "engine": f"ours {str(kind).removeprefix('torch.')}", "seconds": seconds, "phases": best,
-        "samples_per_second": args.prompts / seconds, "peak_memory_gib": peak_memory(),
+        "samples_per_second": args.prompts / seconds, "peak_memory_gib": peak_memory() / 2**30,
     }))  # fmt: skip
 
 

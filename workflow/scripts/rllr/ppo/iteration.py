@@ -5,7 +5,6 @@ Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on tr
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from rllr import ranks
 from rllr.cli import UserError
-from rllr.lm import fitting
+from rllr.lm import budget, fitting
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
 from rllr.lm.rewards import claim_part
@@ -476,7 +475,7 @@ class Trainer:
             **metrics,
             "samples_per_second": len(per_response) / seconds,
             **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
-            "peak_memory_gib": peak_memory(),
+            "peak_memory_gib": budget.peak_memory() / 2**30,
         }
 
     def state(self) -> dict:
@@ -504,10 +503,3 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] = time.perf_counter() - start
-
-
-def peak_memory() -> float:
-    """GiB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

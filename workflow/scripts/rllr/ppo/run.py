@@ -79,6 +79,7 @@ class Run:
             if ranks.rank() == 0:
                 self.write_outputs()
             checkpoints.finish(self.checkpoints, inputs)
+            budget.report(self.estimate)
 
     def set_up(self) -> None:
         """Token ids, the arithmetic of the batches, the engine."""
@@ -100,10 +101,18 @@ class Run:
             raise UserError(
                 f"{len(self.rows)} prompts leave a last batch with fewer prompts than processes; change batch_size"
             )
-        # Responses of half the room, through policy, value, reference and rewards, policy and value again to train.
-        passes = len(self.rows) * config.epochs * (4 + len(self.folders))
+        # Responses of half the room; without gradients through the policy that writes them, reference and rewards.
         mean_length = sum(map(len, self.prompts)) // len(self.prompts) + config.max_new_tokens // 2
-        budget.check(self.base, asdict(config), "ppo", passes * mean_length // 2, self.out, rewards=len(self.folders))
+        tokens = len(self.rows) * config.epochs * config.samples_per_prompt * mean_length
+        responses = -(-config.batch_size // ranks.world()) * config.samples_per_prompt
+        rollouts = self.iterations * -(-responses // config.rollout_batch_size)
+        validations = self.iterations // (config.validate_iterations or self.iterations) + 1
+        rollouts += validations * -(-len(self.validation) // config.rollout_batch_size)
+        self.estimate = budget.check(
+            self.base, asdict(config), "ppo", tokens * (2 if config.baseline == "value" else 1), self.out,
+            rewards=len(self.folders), forward=tokens * (2 + len(self.folders)),
+            steps=rollouts * config.max_new_tokens,
+        )  # fmt: skip
 
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)

@@ -1,11 +1,11 @@
 """Several answers of a policy to each validation prompt."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rllr import cli
 from rllr.files import stage_lock, write_jsonl
-from rllr.lm import fitting, models, sampling
+from rllr.lm import budget, fitting, models, sampling
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
@@ -30,6 +30,12 @@ def write_samples(
     ids = [row["id"] for row in rows]
     with stage_lock(out.parent):
         cli.log(f"sampling {SAMPLES} answers to {len(rows)} prompts")
+        room, tokens = config.max_new_tokens, sum(map(len, prompts))
+        estimate = budget.check(
+            base, asdict(config), "predict", 0, out.parent,
+            forward=tokens + SAMPLES * len(rows) * room // 2, steps=-(-SAMPLES * len(rows) // config.batch_size) * room,
+        )  # fmt: skip
         model = models.load_adapter(base, adapter, kind, config.attention)
         drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
         write_jsonl(out, ({"id": name, "responses": responses} for name, responses in zip(ids, drawn, strict=True)))
+        budget.report(estimate)

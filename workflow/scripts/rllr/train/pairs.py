@@ -84,8 +84,9 @@ def pairs_stage(
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         encoder.report(str(train_file), lengths)
         config = fitting.settled(config, base, section)
-        budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
+        estimate = budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
         inputs, folder = [config_file, base, train_file], out / "checkpoints"
         checkpoints.prepare(folder, inputs)
         yield PairsStage(config, base, kind, tokenizer, encoded, folder)
         checkpoints.finish(folder, inputs)
+        budget.report(estimate)

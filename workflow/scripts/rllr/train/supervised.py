@@ -119,7 +119,7 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
         encoder.report(str(data), [len(row["input_ids"]) for row in encoded])
         tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
         config = fitting.settled(config, base, "sft")
-        budget.check(base, asdict(config), "sft", tokens, out)
+        estimate = budget.check(base, asdict(config), "sft", tokens, out)
         inputs = [config_file, base, data]
         checkpoints.prepare(folder, inputs)
 
@@ -134,3 +134,4 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
 
         train(config, len(encoded), folder, out, kind, build)
         checkpoints.finish(folder, inputs)
+        budget.report(estimate)
