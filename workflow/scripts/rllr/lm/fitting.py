@@ -38,14 +38,15 @@ def settled(config: Any, base: Path, section: str, rewards: int = 0) -> Any:
     for key in keys:
         free, device = budget.available_memory()
         share = config.batch_size // ranks.world() if section != "predict" else MOST
+        share *= config.samples_per_prompt if section == "ppo" else 1
         for size in [2**power for power in range(MOST.bit_length())]:
             need = budget.memory(sizes, {**values, key: size}, section, rewards)["peak"] if sizes else 0
             if need > free or size > (MOST if sizes else UNKNOWN):
                 break
             if section in ("ppo", "predict") or share % size == 0:
                 values[key] = size
-        if key == "rollout_batch_size":
-            values[key] = max(values[key], share * config.samples_per_prompt)
+        if section == "ppo":  # that many responses has an iteration
+            values[key] = max(values[key], share) if key == "rollout_batch_size" else min(values[key], share)
         log(f"{key}: auto, {values[key]} rows at a time on {device}")
     return replace(config, **{key: values[key] for key in keys})
 
