@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint check-gpu bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -64,6 +64,10 @@ lint: $(ENV)/.ready-dev
 	$(PYTHON) -m venv .venv-peer
 	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peer.txt
 	touch $@
+
+# On a machine with a GPU: does everything run there, how fast, is memory as estimated? Writes benchmarks/gpu/.
+check-gpu: $(ENV)/.ready
+	$(BIN)/python benchmarks/check_gpu.py
 
 bench-ppo: $(ENV)/.ready .venv-peer/.ready
 	$(BIN)/python benchmarks/ppo.py --peer .venv-peer/bin/python

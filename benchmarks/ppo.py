@@ -12,6 +12,7 @@ one that warms up.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ SHAPES = {
         num_key_value_heads=2, tie_word_embeddings=True,
     ),
 }  # fmt: skip
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 LORA = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -56,9 +58,11 @@ def make_model(shape: str, folder: Path) -> None:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.add_special_tokens(specials)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=specials[0], eos_token=specials[2])
+    tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
+    scorer = get_peft_model(ours.load_scorer(folder, kind), ours.lora_config(LORA, "SEQ_CLS"))
     for role in ("rm_rllr", "rm_rlhf"):
-        scorer = get_peft_model(ours.load_scorer(folder, kind), ours.lora_config(LORA, "SEQ_CLS"))
+        torch.nn.init.normal_(scorer.get_base_model().score.modules_to_save["default"].weight, std=0.02)
         save_adapter(scorer, folder / role)
 
 
@@ -68,8 +72,9 @@ def ours(args: argparse.Namespace) -> None:
 
     from rllr.config import load_yaml, merge
     from rllr.lm import models
+    from rllr.lm.budget import peak_memory
     from rllr.ppo.backbone import Backbone
-    from rllr.ppo.iteration import PPOConfig, Trainer, peak_memory
+    from rllr.ppo.iteration import PPOConfig, Trainer
     from rllr.ppo.scoring import Rewards
     from rllr.tasks import Task
 
@@ -88,30 +93,39 @@ def ours(args: argparse.Namespace) -> None:
     backbone = Backbone(folder, LORA, roles, "rm_rllr", kind, args.gradient_checkpointing, critic=args.samples == 1)
     tasks = {"task": Task("task", "label", ("a", "b"))}
     trainer = Trainer(config, backbone, Rewards("rm_rllr", "rm_rlhf", 1.0), tasks, tokenizer, iterations=100)
-    backbone.unembed.register_forward_hook(lambda m, i, out: forbid(out, tokenizer.eos_token_id))
+    rare = math.log(args.new_tokens) if args.ragged else math.inf
+    backbone.unembed.register_forward_hook(lambda m, i, out: rarely(out, tokenizer.eos_token_id, rare))
     generator = torch.Generator().manual_seed(1)
     rows = [{"id": str(i), "task": "task"} for i in range(args.prompts)]
     records = []
     for iteration in range(args.iterations + 1):
         prompts = torch.randint(
             10, backbone.plain.config.vocab_size, (args.prompts, args.prompt_tokens), generator=generator
-        )
-        metrics, _ = trainer.step(rows, prompts.tolist(), iteration, list(range(args.prompts)))
-        assert metrics["length"] == args.new_tokens
-        records.append({key.removeprefix("seconds_"): v for key, v in metrics.items() if key.startswith("seconds_")})
-    best = min(records[1:], key=lambda r: sum(r.values()))
+        ).tolist()
+        if args.ragged:  # from a quarter of the tokens to all of them
+            prompts = [
+                prompt[: max(len(prompt) // 4, len(prompt) * (i + 1) // len(prompts))]
+                for i, prompt in enumerate(prompts)
+            ]
+        metrics, _ = trainer.step(rows, prompts, iteration, list(range(args.prompts)))
+        assert args.ragged or metrics["length"] == args.new_tokens
+        phases = {key.removeprefix("seconds_"): v for key, v in metrics.items() if key.startswith("seconds_")}
+        records.append((phases, sum(map(len, prompts)) + round(metrics["length"] * args.prompts)))
+    best, tokens = min(records[1:], key=lambda record: sum(record[0].values()))
     seconds = sum(best.values())
     print(json.dumps({
         "engine": f"ours{', groups' if args.samples > 1 else ''} {str(kind).removeprefix('torch.')}",
-        "seconds": seconds, "phases": best,
-        "samples_per_second": args.prompts * args.samples / seconds, "peak_memory_gib": peak_memory(),
+        "seconds": seconds, "phases": best, "tokens": tokens,
+        "samples_per_second": args.prompts * args.samples / seconds, "peak_memory_gib": peak_memory() / 2**30,
     }))  # fmt: skip
 
 
-def forbid(logits, token: int):
-    """Logits that never give `token`, so that every response has full length."""
+def rarely(logits, token: int, rare: float):
+    """Logits that give `token` one time in exp(rare); infinite: never, so that every response has full length."""
     logits = logits.clone()
     logits[..., token] = float("-inf")
+    if math.isfinite(rare):
+        logits[..., token] = logits.detach().float().logsumexp(-1).to(logits) - rare
     return logits
 
 
@@ -126,6 +140,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=2)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--ragged", action="store_true", help="prompts of many lengths; responses end by themselves")
     parser.add_argument("--peer", help="python of the environment with trl 0.7.2; none: ours alone")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
@@ -146,6 +161,7 @@ def main() -> None:
                 peer = str(Path(__file__).with_name("groups_peer.py"))
                 commands.append([sys.executable, peer, "--model", folder, "--precision", precision, *shared])
             command = [sys.executable, __file__, "--model", folder, "--precision", precision, *shared]
+            command += ["--ragged"] * args.ragged
             commands.append(command + ["--gradient-checkpointing"] * args.gradient_checkpointing)
         results = []
         for command in commands:

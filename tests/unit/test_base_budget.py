@@ -1,9 +1,14 @@
 """The estimates of memory against measurements on small models, and refusals with numbers."""
 
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rllr.cli import UserError
 from rllr.lm import budget
@@ -14,6 +19,99 @@ SFT = {
     "cutoff": 1536, "micro_batch_size": 4,
     "gradient_checkpointing": False,
 }  # fmt: skip
+
+
+PPO = SFT | {
+    "max_new_tokens": 256, "batch_size": 32, "rollout_batch_size": 32, "samples_per_prompt": 1, "baseline": "value",
+}  # fmt: skip
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of tensors that lived at a time while this was on, those from before left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() and id(storage) not in self.sizes and storage.data_ptr() not in self.before:
+                    self.sizes[id(storage)] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, id(storage))
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+    def besides(self, model) -> "Live":
+        self.before = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return self
+
+
+@pytest.mark.parametrize("case", ["scoring", "reward", "decoding"])
+def test_peaks_of_whole_passes(tmp_path, case):
+    """What a pass of 8 rows of 192 tokens has alive at its peak, measured, against the estimate of the same parts."""
+    from peft import get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    from rllr.lm import models, rewards
+    from rllr.lm.generation import generate
+    from rllr.lm.packing import Packed
+    from rllr.train.pairwise import pairwise_loss
+
+    shape = dict(hidden_size=256, num_hidden_layers=3, num_attention_heads=8, intermediate_size=700, vocab_size=3000)
+    shape |= {"num_key_value_heads": 2, "pad_token_id": 0}
+    LlamaConfig(**shape).save_pretrained(tmp_path)
+    sizes, room, prompt = budget.Sizes.read(tmp_path), 64, list(range(1, 129))
+    kind = LlamaForSequenceClassification if case == "reward" else LlamaForCausalLM
+    model = kind._from_config(LlamaConfig(**shape, num_labels=1), attn_implementation="sdpa")
+    model.requires_grad_(False)
+    live = Live().besides(model)
+    if case == "decoding":
+        prompts, numbers = [[*prompt, i] for i in range(8)], torch.rand(8, room)
+        with live:
+            generate(model.eval(), prompts, [2999], 0, room, numbers)
+        expected = budget.generation(sizes, 8, len(prompt) + 1 + room, 4)
+    elif case == "scoring":
+        batch = Packed.build([[*prompt, i] for i in range(8)], [[5] * room] * 8, 0, "cpu")
+        with live, torch.no_grad():
+            hidden = model.model(**batch.inputs(), use_cache=False).last_hidden_state
+            rewards.log_likelihood(hidden, model.lm_head, batch)
+        length = len(prompt) + 1 + room
+        expected = max(budget.reading(sizes, 8, length, 4), 8 * room * sizes.vocab * (12 + 4))
+    else:  # four pairs, each a row of a prompt and two sides
+        model.score = models.Fp32Head(256, 1, bias=False)
+        peft = get_peft_model(model, models.lora_config(LORA | {"dropout": 0.1}, "SEQ_CLS"))
+        live = Live().besides(peft)
+        prompts = [[*prompt, i // 2] for i in range(8)]
+        responses = [[5 + i % 2] * room for i in range(8)]
+        batch = Packed.build(prompts, responses, 0, "cpu")
+        with live:
+            hidden = peft.base_model.model.model(**batch.inputs(), use_cache=False).last_hidden_state
+            scores = model.score(hidden).squeeze(-1)[batch.group, batch.places]
+            pairwise_loss(scores, batch.tokens, batch.kept).sum().backward()
+        length = len(prompt) + 1 + 2 * room
+        expected = budget.kept_for_backward(sizes, LORA, 4, length, 4, False, masked=True)
+        expected += budget.gradients(sizes, 4, length, 4) + budget.group_mask(4, length, 4) + 4 * length * 256 * 2 * 4
+    assert 0.8 < expected / live.peak < 1.5, (expected, live.peak)
+
+
+def test_decoding_takes_a_reading_of_the_weights_for_each_token(base, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "available_memory", lambda: (80 * 2**30, "a GPU"))
+    monkeypatch.setattr(budget, "matmul_speed", lambda _: 1e14)
+    monkeypatch.setattr(budget, "reading_speed", lambda: 2e12)
+    estimate = budget.check(base, PPO, "ppo", 10**6, base / "out", 2, forward=10**6, steps=10**5)
+    told = capsys.readouterr().err
+    # 2 x 6.74e9 x (2 + 1) x 1e6 / 5e13 seconds of products, 1e5 x 2 x 6.74e9 / 2e12 of reading
+    assert "about 25 min" in told and "and the weights read 100000 times to decode" in told
+    monkeypatch.setattr(budget, "peak_memory", lambda: 3 * 2**30)
+    budget.report(estimate)
+    assert (
+        capsys.readouterr().err
+        == f"memory: 3.0 GiB at its peak; estimated for the longest rows: {budget.gib(estimate)}\n"
+    )
+    assert budget.reading_speed() > 0
 
 
 def config_of(kind: str):
@@ -32,7 +130,6 @@ def config_of(kind: str):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["llama", "glm", "bloom", "alibi"])
 def test_activations_kept_for_the_backward_pass(tmp_path, kind, precision):
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -134,9 +231,19 @@ def test_memory_grows_with_what_it_should():
     for change in ({"micro_batch_size": 8}, {"precision": "fp32"}, {"cutoff": 2048}):
         assert budget.memory(sizes, SFT | change, "sft")["peak"] > need["peak"]
     assert budget.memory(sizes, SFT | {"gradient_checkpointing": True}, "sft")["peak"] < need["peak"]
-    ppo = SFT | {"max_new_tokens": 256, "batch_size": 32, "rollout_batch_size": 32}
-    floors = [budget.memory(sizes, ppo, "ppo", rewards)["floor"] for rewards in (1, 2)]
+    floors = [budget.memory(sizes, PPO, "ppo", rewards)["floor"] for rewards in (1, 2)]
     assert floors[1] - floors[0] == 4 * sizes.lora_parameters(LORA)
+    without = budget.memory(sizes, PPO | {"baseline": "leave_one_out"}, "ppo", 2)["floor"]
+    assert floors[1] - without == budget.ADAM * sizes.lora_parameters(LORA)  # no value function
+    groups = PPO | {"samples_per_prompt": 4, "micro_batch_size": 8}
+    peaks = [budget.memory(sizes, groups | {"rollout_batch_size": rows}, "ppo")["peak"] for rows in (1, 128)]
+    assert peaks[1] - peaks[0] > 32 * (1536 + 3 * 256) ** 2 * 2  # a mask for each prompt's responses
+    sizes = replace(sizes, vocab=250_000)  # the reference's logits, which rollouts by themselves do not need
+    assert budget.memory(sizes, PPO, "ppo")["peak"] > 32 * 256 * 250_000 * 12
+    predict = {"precision": "bf16", "attention": "auto", "cutoff": 1536, "batch_size": 4}
+    alone, beside = (budget.memory(sizes, predict, "predict", loaded)["floor"] for loaded in (0, 1))
+    assert beside == 2 * alone  # best of n has a reward model beside the one that answers
+    assert budget.memory(sizes, SFT, "dpo")["peak"] > budget.memory(sizes, SFT, "sft")["peak"]  # two sides
 
 
 def test_eager_attention_is_counted():

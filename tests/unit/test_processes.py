@@ -212,7 +212,7 @@ def test_gpus_are_leased_to_one_program_at_a_time(tmp_path):
 
 
 def test_gpus_are_chosen_unless_somebody_has(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "gpus", lambda: [Path(f"/dev/nvidia{i}") for i in range(2)])
+    monkeypatch.setattr(launch.gpus, "count", lambda: 2)
     monkeypatch.setattr(launch.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")

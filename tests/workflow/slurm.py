@@ -48,6 +48,7 @@ JobAcctGatherFrequency=2
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 GresTypes=gpu
+TaskProlog={base}/bin/prolog
 SlurmdParameters=config_overrides
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=32000 Gres=gpu:2 State=UNKNOWN
 PartitionName=toy Nodes=localhost Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
@@ -55,6 +56,10 @@ PartitionName=toy Nodes=localhost Default=YES MaxTime=INFINITE State=UP OverSubs
 GRES_CONF = """AutoDetect=off
 Name=gpu File=/dev/null
 Name=gpu File=/dev/zero
+"""
+# The two GPUs are fake: the programs are not to look for a driver.
+PROLOG = """#!/bin/sh
+echo export CUDA_VISIBLE_DEVICES=
 """
 # Without accounting there is no sacct, to which the plugin turns when squeue fails once (a restarting controller).
 SACCT = """#!/bin/sh
@@ -89,8 +94,9 @@ class Cluster:
         CONFIGURATION.parent.mkdir(exist_ok=True)
         CONFIGURATION.write_text(SLURM_CONF.format(mark=MARK, base=self.base))
         (CONFIGURATION.parent / "gres.conf").write_text(GRES_CONF)
-        (self.base / "bin/sacct").write_text(SACCT)
-        (self.base / "bin/sacct").chmod(0o755)
+        for name, text in (("sacct", SACCT), ("prolog", PROLOG)):
+            (self.base / "bin" / name).write_text(text)
+            (self.base / "bin" / name).chmod(0o755)
         run = Path("/run/munge")
         run.mkdir(exist_ok=True)
         shutil.chown(run, "munge", "munge")

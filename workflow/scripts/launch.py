@@ -4,7 +4,8 @@
     python workflow/scripts/launch.py --processes 4 --fsdp workflow/scripts/sft.py --config ... --out ...
 
 On a machine with GPUs (all, or those in CUDA_VISIBLE_DEVICES) the program gets some that no other stage of this user
-holds, and waits until there are enough; inside a SLURM job it gets the job's. Several processes are started by
+holds, and waits until there are enough; inside a SLURM job it gets the job's. CUDA_VISIBLE_DEVICES= asks for the CPU;
+nothing else does on a machine with a GPU, not even one that fails. Several processes are started by
 accelerate; on several nodes, inside a SLURM job, srun starts this program once on each.
 """
 
@@ -16,13 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from rllr import cli
+from rllr import cli, gpus
 from rllr.cli import UserError, log
-
-
-def gpus() -> list[Path]:
-    """The GPUs of this machine."""
-    return sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: int(path.name.removeprefix("nvidia")))
 
 
 def lease(count: int, devices: list[str], folder: Path, poll: float = 1.0) -> list[str]:
@@ -63,13 +59,10 @@ def choose_gpus(count: int) -> None:
     """Set CUDA_VISIBLE_DEVICES to `count` leased GPUs, of all or of those that it names already.
 
     Raises:
-        UserError: there are not that many.
+        UserError: there are not that many, or the driver does not answer.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = gpus()
-    # Indices as CUDA counts them, which in a container need not be the numbers of the device files.
-    devices = [str(i) for i in range(len(found))] if given is None else given.split(",")
-    if not found or given == "":
+    given, devices = os.environ.get("CUDA_VISIBLE_DEVICES"), gpus.visible()
+    if not devices:
         return
     if "SLURM_JOB_ID" in os.environ and given is not None:  # SLURM has seen to it that nobody else uses them
         if count > len(devices):

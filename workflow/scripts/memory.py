@@ -2,15 +2,17 @@
 
     python workflow/scripts/memory.py --models mistral llama2-13b
 
-Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. Sizes come from
-results/<model>/base/config.json where that exists, else from the table of published sizes below.
+Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. A batch size of
+`auto`, which takes what the device has, counts as one row. Sizes come from results/<model>/base/config.json where that
+exists, else from the table of published sizes below.
 """
 
 from pathlib import Path
 
 from rllr.cli import UserError, parser, run
 from rllr.config import SECTIONS, load_yaml, stage_config
-from rllr.lm.budget import Sizes, memory
+from rllr.lm.budget import CONTEXT, Sizes, memory
+from rllr.methods import METHODS
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
@@ -19,11 +21,13 @@ PUBLISHED = {
     "meta-llama/Llama-2-7b-chat-hf": Sizes(4096, 32, 32, 32, 128, 11008, 32000),
     "meta-llama/Llama-2-13b-chat-hf": Sizes(5120, 40, 40, 40, 128, 13824, 32000),
     "baichuan-inc/Baichuan2-7B-Chat": Sizes(4096, 32, 32, 32, 128, 11008, 125696),
-    "baichuan-inc/Baichuan2-13B-Chat": Sizes(5120, 40, 40, 40, 128, 13696, 125696, alibi=True),
+    "baichuan-inc/Baichuan2-13B-Chat": Sizes(5120, 40, 40, 40, 128, 13696, 125696, alibi=True, shares=False),
     "THUDM/chatglm3-6b": Sizes(4096, 28, 32, 2, 128, 13696, 65024),
     "mistralai/Mistral-7B-Instruct-v0.2": Sizes(4096, 32, 32, 8, 128, 14336, 32000),
-    "bigscience/bloom-3b": Sizes(2560, 30, 32, 32, 80, 10240, 250880, gated=False, tied=True, eager=True),
-    "bigscience/bloom-7b1": Sizes(4096, 30, 32, 32, 128, 16384, 250880, gated=False, tied=True, eager=True),
+    "bigscience/bloom-3b": Sizes(2560, 30, 32, 32, 80, 10240, 250880, gated=False, tied=True, eager=True, shares=False),
+    "bigscience/bloom-7b1": Sizes(
+        4096, 30, 32, 32, 128, 16384, 250880, gated=False, tied=True, eager=True, shares=False
+    ),
 }
 STAGES = ("sft", "sft_wrat", "rm_rlhf", "rm_rllr", "rlhf", "rllr", "rllr_mix", "predict")
 
@@ -48,8 +52,10 @@ def table(models: list[str], results: Path) -> str:
         cells = []
         for stage in STAGES:
             resolved = stage_config(defaults, config, stage, 1, str(path))
-            need = memory(sizes, resolved, SECTIONS[stage], rewards=2 if stage == "rllr_mix" else 1)
-            cells.append(f"{need['peak'] / 2**30:.1f}")
+            resolved |= {key: 1 for key, value in resolved.items() if value == "auto" and key.endswith("batch_size")}
+            read = METHODS[stage].reward_models if stage in METHODS else []
+            need = memory(sizes, resolved, SECTIONS[stage], rewards=len(read))
+            cells.append(f"{(need['peak'] + CONTEXT) / 2**30:.1f}")
         lines.append(f"| {model} | {sizes.parameters() / 1e9:.2f} B | {' | '.join(cells)} |")
     return "\n".join(lines)
 

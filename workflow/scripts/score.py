@@ -22,7 +22,7 @@ from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import read_jsonl, write_jsonl
 from rllr.lm.tokens import Encoder
-from rllr.train.trainer import TrainingConfig
+from rllr.train.trainer import RewardConfig
 
 
 def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str) -> list[dict]:
@@ -56,17 +56,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines (default: standard output)")
     args = parser.parse_args()
     base = args.base or args.reward_model.parent / "sft_wrat" / "merged"
-    config = load_stage(TrainingConfig, args.reward_model / "config.yaml")
+    config = load_stage(RewardConfig, args.reward_model / "config.yaml")
     rows = {row["id"]: row for _, row in read_jsonl(args.data) if "id" in row} if args.data else {}
     responses = list(read_jsonl(args.responses))
     found = joined(responses, rows, str(args.responses))
 
     from transformers.utils import logging
 
-    from rllr.lm import models, rewards
+    from rllr.lm import fitting, models, rewards
 
     logging.disable_progress_bar()
-    kind = models.dtype(config.precision)
+    kind, config = models.dtype(config.precision), fitting.settled(config, base, "reward")
     encoder = Encoder(models.load_tokenizer(base), config.cutoff)
     answers = [encoder.response(row["answer"]) for row in found]
     prompts = [encoder.prompt(row, room=len(answer)) for row, answer in zip(found, answers, strict=True)]

@@ -68,6 +68,10 @@ def run(main: Callable[[], None]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # oneDNN keeps the kernels of the last 1024 shapes; batches of ragged rows make that a GiB.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    # GPUs: attention by cuDNN, which models.load turns off, comes last for whoever turns it on again; and lengths that
+    # differ from batch to batch must not break memory up.
+    os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # PEFT still asks transformers by an old name, at every load.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.

@@ -131,11 +131,17 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     if resolved.get("baseline") == "leave_one_out" and resolved["samples_per_prompt"] < 2:
         raise UserError(f"{where}: {stage}: baseline: leave_one_out needs samples_per_prompt above 1, found 1")
     launch = merge(defaults["launch"], model.get("launch"))
+    if launch["fsdp"] and section not in ("ppo", "predict") and resolved["precision"] == "fp16":
+        raise UserError(
+            f"{where}: {stage}: launch.fsdp sums up gradients and keeps heads in the backbone's precision: expected "
+            "bf16 or fp32, found fp16"
+        )
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
-    if part and resolved["batch_size"] % (resolved[part] * processes):
+    rows = 1 if part and resolved[part] == "auto" else resolved.get(part)
+    if part and resolved["batch_size"] % (rows * processes):
         raise UserError(
-            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {resolved[part]} "
+            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {rows} "
             f"x {processes} processes (launch)"
         )
     resolved["stage"] = stage

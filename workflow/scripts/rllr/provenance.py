@@ -17,7 +17,7 @@ PROGRAMS = Path(__file__).resolve().parents[1]
 # its config.yaml, so that `config` and `methods`, which make it, do not count again.
 NOT_DECIDING = {
     "rllr.cli", "rllr.files", "rllr.store", "rllr.provenance", "rllr.checkpoints", "rllr.ranks", "rllr.tracking",
-    "rllr.config", "rllr.methods", "rllr.lm.budget",
+    "rllr.gpus", "rllr.config", "rllr.methods", "rllr.lm.budget", "rllr.lm.fitting",
 }  # fmt: skip
 MESSAGES = {"log", "warn", "print", "set_description", "set_postfix", "error"}
 LABELS = {"desc", "help", "description"}  # keyword arguments that are shown and nothing else

@@ -1,12 +1,13 @@
 """A reward model's scores of policies' samples."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rllr import cli
 from rllr.base.published import stop_ids
 from rllr.evaluate.quality import statistics
 from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
-from rllr.lm import models, rewards
+from rllr.lm import budget, fitting, models, rewards
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
@@ -30,7 +31,7 @@ def judge(
     Args:
         responses: the training responses, which give the samples' room, and so the prompts, as `write_samples` had it.
     """
-    kind = models.dtype(config.precision)
+    kind, config = models.dtype(config.precision), fitting.settled(config, base, "predict")
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     room = answer_room(config.max_new_tokens, responses, encoder)
@@ -38,6 +39,8 @@ def judge(
     known = {row["id"]: row for row in rows}
     stops = [tokenizer.eos_token_id, *stop_ids(base)]
     with stage_lock(out.parent):
+        tokens = sum(map(len, prompts.values())) + SAMPLES * len(prompts) * room // 2  # answers of half the room
+        estimate = budget.check(base, asdict(config), "predict", 0, out.parent, forward=len(samples) * tokens)
         model = rewards.load_reward(base, reward, kind, config.attention)
         lines, found = [], {}
         for path in samples:
@@ -59,3 +62,4 @@ def judge(
             cli.log(f"{policy}: accuracy {found[policy]['accuracy']:.3f}, AUC {found[policy]['auc']}")
         write_jsonl(out.with_name("quality_samples.jsonl"), lines)
         write_json(out, {"reward_model": out.parent.name, "samples_per_prompt": SAMPLES, "policies": found})
+        budget.report(estimate)

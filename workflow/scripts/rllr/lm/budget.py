@@ -1,18 +1,24 @@
 """Will it fit, and how long will it take? Estimated before a long run, which is refused if it cannot fit.
 
 Memory is counted for the longest rows that the cutoff allows, with PyTorch's sdpa attention (BLOOM has only the eager
-one, which keeps T x T matrices). Symbols: H hidden size, I inner size, V vocabulary, T tokens of a row.
+one, which keeps T x T matrices), as what PyTorch reserves: CUDA's own context comes on top (CONTEXT). Symbols: H hidden
+size, I inner size, V vocabulary, T tokens of a row.
 """
 
+import resource
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rllr import gpus, ranks
 from rllr.cli import UserError, log
 from rllr.files import read_json
 
 BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 OVERHEAD = 1.1  # fragmentation and workspaces
+CONTEXT = 0.7 * 2**30  # bytes that CUDA takes on a GPU before anything is computed
 ADAM = 16  # bytes per trained parameter: fp32 weight, gradient, two moments
 
 
@@ -31,6 +37,7 @@ class Sizes:
     tied: bool = False  # one matrix for embedding and output
     eager: bool = False  # attention without sdpa
     alibi: bool = False  # an additive mask of one T x T matrix per head
+    shares: bool = True  # responses to one prompt are computed beside each other, under a T x T mask
 
     @classmethod
     def read(cls, folder: Path) -> "Sizes | None":
@@ -54,6 +61,7 @@ class Sizes:
             tied=config.get("tie_word_embeddings", kind == "bloom"),
             eager=kind == "bloom",
             alibi=kind == "baichuan2-13b",
+            shares=kind not in ("bloom", "baichuan2-13b"),
         )
 
     @property
@@ -90,10 +98,16 @@ def square_matrices(sizes: Sizes, rows: int, length: int, width: int) -> tuple[i
     return 0, matrix * 2 * width if sizes.alibi else 0  # the mask, shared by all layers, while it is built
 
 
-def kept_for_backward(sizes: Sizes, lora: dict, rows: int, length: int, width: int, checkpointing: bool) -> int:
-    """Bytes of activations that the backward pass of `rows` rows needs (frozen weights, LoRA, `width` bytes each)."""
+def kept_for_backward(
+    sizes: Sizes, lora: dict, rows: int, length: int, width: int, checkpointing: bool, masked: bool = False
+) -> int:
+    """Bytes of activations that the backward pass of `rows` rows needs (frozen weights, LoRA, `width` bytes each).
+
+    Args:
+        masked: under a mask sdpa has keys and values once for every query head.
+    """
     norms = 2 * 4 * sizes.hidden  # computed in fp32
-    attention = width * (2 * sizes.queries + 2 * sizes.keys)  # q, k, v and the result
+    attention = width * (2 * sizes.queries + 2 * (sizes.queries if masked else sizes.keys))  # q, k, v and the result
     inner = width * sizes.inner * (3 if sizes.gated else 1)
     dropout = (width + 1) * sizes.hidden if lora["dropout"] else 0
     adapters = len(lora["target_modules"]) * dropout + width * sizes.hidden
@@ -104,25 +118,45 @@ def kept_for_backward(sizes: Sizes, lora: dict, rows: int, length: int, width: i
     return sizes.layers * layer + once
 
 
+def gradients(sizes: Sizes, rows: int, length: int, width: int) -> int:
+    """Bytes of the gradients of one layer's activations, in use at a time in the backward pass."""
+    return rows * length * (2 * 4 * sizes.hidden + width * (2 * sizes.queries + 2 * sizes.keys + 2 * sizes.inner))
+
+
 def logits(sizes: Sizes, tokens: int, width: int) -> int:
     """Bytes of logits, their fp32 copy, log-probabilities and gradients."""
     return tokens * sizes.vocab * (12 + 2 * width)
 
 
-def generation(sizes: Sizes, rows: int, length: int, width: int) -> int:
-    """Bytes of the KV cache of `rows` rows and of reading their prompts."""
+def group_mask(groups: int, length: int, width: int) -> int:
+    """Bytes of the mask of groups of responses, and of the truth values that it is made from."""
+    return groups * length**2 * (width + 3)
+
+
+def reading(sizes: Sizes, rows: int, length: int, width: int) -> int:
+    """Bytes of a pass without gradients."""
+    once = sum(square_matrices(sizes, rows, length, width))
+    return rows * length * width * (4 * sizes.hidden + 3 * sizes.inner) + once
+
+
+def generation(sizes: Sizes, rows: int, length: int, width: int, caches: int = 1) -> float:
+    """Bytes of the KV caches of `rows` rows, of reading their prompts and of drawing a token.
+
+    Args:
+        caches: how many there are at a time. One layer's is there twice while it grows or rows leave it.
+    """
     cache = rows * length * sizes.layers * 2 * sizes.keys * width
-    reading = rows * length * width * (4 * sizes.hidden + 3 * sizes.inner)
-    return cache + reading + sum(square_matrices(sizes, rows, length, width))
+    drawing = rows * sizes.vocab * (36 + width)  # the distribution in fp32, its sum in fp64
+    return cache * (caches + 1 / sizes.layers) + max(reading(sizes, rows, length, width), drawing)
 
 
-def memory(sizes: Sizes, config: dict, section: str, rewards: int = 1) -> dict[str, float]:
-    """Bytes on one device that a stage needs.
+def memory(sizes: Sizes, config: dict, section: str, rewards: int = 0) -> dict[str, float]:
+    """Bytes on one device that a stage needs, without CUDA's context.
 
     Args:
         config: a resolved stage config.
-        section: sft, reward, ppo or predict.
-        rewards: reward models that a PPO run keeps as adapters.
+        section: sft, reward, dpo, ppo or predict.
+        rewards: reward models that a PPO run keeps as adapters; above 0: prediction loads one beside the model.
 
     Returns:
         `floor`: weights, adapters and their optimiser, whatever the batch; `peak`: with the longest rows allowed.
@@ -131,20 +165,36 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 1) -> dict[s
     if config["attention"] == "eager":
         sizes = replace(sizes, eager=True)
     floor = sizes.parameters() * width
-    if section == "predict":
-        return {"floor": floor, "peak": OVERHEAD * (floor + generation(sizes, config["batch_size"], length, width))}
+    if section == "predict":  # what was read of the prompts is kept for the labels' probabilities
+        floor *= 2 if rewards else 1
+        peak = generation(sizes, config["batch_size"], length, width, caches=2)
+        return {"floor": floor, "peak": OVERHEAD * (floor + peak)}
     lora, rows = config["lora"], config["micro_batch_size"]
     adapter = sizes.lora_parameters(lora)
-    floor += adapter * (ADAM if section != "ppo" else 2 * ADAM + 4 * rewards)  # PPO trains policy and value
-    rows *= 2 if section == "reward" else 1  # chosen and rejected side by side
-    peak = kept_for_backward(sizes, lora, rows, length, width, config["gradient_checkpointing"])
-    if section == "sft":
-        peak += logits(sizes, rows * length, width)
+    trained = 2 if section == "ppo" and config["baseline"] == "value" else 1  # policy and value function
+    floor += adapter * (trained * ADAM + 4 * rewards)
+    room = config.get("max_new_tokens", length)
+    room = length if room == "auto" else room
+    # Responses beside each other, and the groups that they make: the sides of a pair, the samples of a prompt.
+    together = config["samples_per_prompt"] if section == "ppo" else 2 if section in ("reward", "dpo") else 1
+    rows *= together if section != "ppo" else 1
+
+    def masks(responses: int) -> int:
+        side_by_side = min(together, responses)
+        longest = length + (side_by_side - 1) * room
+        return group_mask(responses // side_by_side, longest, width) if sizes.shares and side_by_side > 1 else 0
+
+    masked = masks(rows) > 0
+    peak = kept_for_backward(sizes, lora, rows, length, width, config["gradient_checkpointing"], masked) + masks(rows)
+    peak += gradients(sizes, rows, length, width)
+    if section == "reward":
+        peak += rows * length * sizes.hidden * 2 * 4  # the head's input in fp32, and its gradient
+    else:
+        peak += logits(sizes, rows * room, width)
     if section == "ppo":
-        room = config["max_new_tokens"]
-        peak += logits(sizes, rows * (length if room == "auto" else room), width)
-        rollout = config.get("rollout_batch_size", config["batch_size"])
-        peak = max(peak, generation(sizes, rollout, length, width))
+        rollout = config["rollout_batch_size"]
+        scoring = reading(sizes, rollout, length, width) + rollout * room * sizes.vocab * (12 + width) + masks(rollout)
+        peak = max(peak, scoring, generation(sizes, rollout, length, width))
     return {"floor": floor, "peak": OVERHEAD * (floor + peak)}
 
 
@@ -161,10 +211,10 @@ def check_disk(folder: Path, needed: float, what: str) -> None:
 
 
 def available_memory() -> tuple[int, str]:
-    """Bytes free on the device that would be used, and its name."""
+    """Bytes free on the device that would be used (a GPU's context is there already), and its name."""
     import torch
 
-    if torch.cuda.is_available():
+    if gpus.usable():
         return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
@@ -175,38 +225,69 @@ def available_memory() -> tuple[int, str]:
 
 def matmul_speed(width: int) -> float:
     """Floating-point operations per second of a large matrix product on the device, measured for a moment."""
-    import time
-
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpus.usable() else "cpu"
     size = 4096 if device == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=torch.float32 if width == 4 else torch.bfloat16)
-    for _attempt in range(2):  # the first one warms up
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        (a @ a).sum().item()
-        elapsed = time.perf_counter() - start
-    return 2 * size**3 / elapsed
+    return 2 * size**3 / seconds(lambda: (a @ a).sum().item())
 
 
-def check(base: Path, config: dict, section: str, tokens: int, out: Path, rewards: int = 1) -> None:
+def reading_speed() -> float:
+    """Bytes per second that the device reads and writes, measured for a moment."""
+    import torch
+
+    a = torch.ones(2**26, device="cuda" if gpus.usable() else "cpu")
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / seconds(lambda: b.copy_(a)[-1].item())
+
+
+def seconds(function: Callable[[], float]) -> float:
+    """Time of a function that ends with a number from the device, the second time."""
+    function()
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """Bytes so far: what PyTorch reserved on the GPU where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(estimate: float | None) -> None:
+    """Log, at the end of a stage, what it took beside what `check` had estimated."""
+    told = "" if estimate is None else f"; estimated for the longest rows: {gib(estimate)}"
+    log(f"memory: {gib(peak_memory())} at its peak{told}")
+
+
+def check(
+    base: Path, config: dict, section: str, tokens: int, out: Path, rewards: int = 0, forward: int = 0, steps: int = 0
+) -> float | None:
     """Log what a stage will take; refuse it if it cannot fit.
 
     Args:
         base: folder of the model that the stage starts from.
         config: the resolved stage config.
-        section: sft, reward, ppo or predict.
+        section, rewards: as for `memory`.
         tokens: tokens that pass through the model forward and backward, all epochs together.
         out: folder of the stage's results and checkpoints.
+        forward: tokens that pass through it forward alone.
+        steps: tokens decoded one after the other, each of which takes a reading of all weights.
+
+    Returns:
+        bytes at the peak with the longest rows; None where the architecture is not known.
 
     Raises:
         UserError: weights and optimiser alone exceed the device's memory, or checkpoints the disk.
     """
     sizes = Sizes.read(base)
     if sizes is None:
-        return
+        return None
     need = memory(sizes, config, section, rewards)
     free, device = available_memory()
     if section != "predict":  # adapters with optimiser state; two checkpoints are kept while one is written
@@ -217,11 +298,17 @@ def check(base: Path, config: dict, section: str, tokens: int, out: Path, reward
             f"{device} has {gib(free)} free; use a larger device or a smaller model"
         )
     recompute = config.get("gradient_checkpointing", False)
-    passes = 1 if section == "predict" else 3 if recompute else 2  # frozen weights: no pass for their gradients
-    seconds = 2 * sizes.parameters() * tokens * passes / (0.5 * matmul_speed(BYTES[config["precision"]]))
+    passes = tokens * (3 if recompute else 2) + forward  # frozen weights: no pass for their gradients
+    width = BYTES[config["precision"]]
+    expected = 2 * sizes.parameters() * passes / ranks.world() / (0.5 * matmul_speed(width))
+    decoding = ""
+    if steps:
+        expected += steps * sizes.parameters() * width / reading_speed()
+        decoding = f" and the weights read {steps} times to decode"
     log(
         f"estimate: {gib(need['floor'])} for weights and optimiser, up to {gib(need['peak'])} with the longest rows; "
-        f"{gib(free)} free on {device}; about {seconds / 60:.0f} min at half of its speed in matrix products"
+        f"{gib(free)} free on {device}; about {expected / 60:.0f} min at half of its speed in matrix products{decoding}"
     )
     if need["peak"] > free:
         log("estimate: the longest rows may not fit: lower micro_batch_size or set gradient_checkpointing")
+    return need["peak"]

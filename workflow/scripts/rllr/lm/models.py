@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from rllr import gpus
 from rllr.base import register
 from rllr.cli import UserError, log
 
@@ -11,14 +12,15 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if gpus.usable() else "cpu")
 
 
 def dtype(precision: str) -> torch.dtype:
     """The backbone's dtype. `auto`: bf16 where the device computes in it, else fp32. fp16 needs a GPU."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device().type == "cuda"
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        on_cpu = torch.ops.mkldnn._is_mkldnn_bf16_supported
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else on_cpu()
         return torch.bfloat16 if native else torch.float32
     if precision == "fp16" and not on_gpu:
         log("precision fp16 needs a GPU; using bf16 on this CPU")
@@ -62,6 +64,8 @@ def load(kind_of_model, folder: Path | str, kind: torch.dtype, attention: str, t
     """
     check_weights(folder)
     register()
+    # With a mask, cuDNN's backward pass gives NaN at some lengths (pytorch issue 196678), and it plans anew per shape.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if attention == "auto" and training and device().type == "cpu":
         attention = "eager"
     chosen = {} if attention == "auto" else {"attn_implementation": attention}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rllr.cli import UserError
 from rllr.files import read_json
-from rllr.lm import models
+from rllr.lm import fitting, models
 from rllr.lm.claims import claim_ends, claim_of, claim_part
 from rllr.lm.packing import Packed, by_size, shares_prompts
 
@@ -100,15 +100,19 @@ def in_batches(
     from tqdm import tqdm
 
     found, shared = [0.0] * len(prompts), shares_prompts(model)
+
+    def values_of(numbers: list[int]) -> list[float]:
+        own = ([part[i] for i in numbers] for part in (prompts, responses))
+        batch = Packed.build(*own, tokenizer.pad_token_id, models.device(), kind, shared)
+        with models.autocast(kind):
+            return function(batch).tolist()
+
     with tqdm(total=len(prompts), desc=progress, disable=not progress, mininterval=2) as bar:
-        for numbers in by_size(prompts, responses, batch_size):
-            own = ([part[i] for i in numbers] for part in (prompts, responses))
-            batch = Packed.build(*own, tokenizer.pad_token_id, models.device(), kind, shared)
-            with models.autocast(kind):
-                values = function(batch)
-            for i, value in zip(numbers, values.tolist(), strict=True):
-                found[i] = value
-            bar.update(len(numbers))
+        for batch in by_size(prompts, responses, batch_size):
+            for numbers, values in fitting.parts("scoring", batch, batch_size, values_of):
+                for i, value in zip(numbers, values, strict=True):
+                    found[i] = value
+                bar.update(len(numbers))
     return found
 
 

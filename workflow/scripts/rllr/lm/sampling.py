@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from rllr.lm import models
+from rllr.lm import fitting, models
 from rllr.lm.generation import Generated, generate, stop_ids
 
 
@@ -40,22 +40,25 @@ def respond(
         keep_reading: see `generate`.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    size = max(1, batch_size // samples)
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        indices = [i * samples + j for i in batch for j in range(samples)]
+
+    def responses_of(batch: list[int]) -> list[int]:
+        return [i * samples + j for i in batch for j in range(samples)]
+
+    def answer(batch: list[int]) -> Generated:
         with models.autocast(kind):
-            result = generate(
+            return generate(
                 model,
                 [prompts[i] for i in batch],
                 stop_ids(model, tokenizer),
                 tokenizer.pad_token_id,
                 max_new_tokens,
-                None if numbers is None else numbers[indices],
+                None if numbers is None else numbers[responses_of(batch)],
                 samples=samples,
                 keep_reading=keep_reading,
             )
-        yield indices, result
+
+    for batch, result in fitting.parts("decoding", order, max(1, batch_size // samples), answer):
+        yield responses_of(batch), result
 
 
 def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind) -> list[list[list[int]]]:

@@ -5,9 +5,8 @@ Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on tr
 """
 
 import math
-import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from rllr import ranks
 from rllr.cli import UserError
+from rllr.lm import budget, fitting
 from rllr.lm.claims import claim_part
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
@@ -43,8 +43,8 @@ class PPOConfig:
     learning_rate: float
     epochs: int
     batch_size: int
-    micro_batch_size: int
-    rollout_batch_size: int
+    micro_batch_size: int | str  # auto, as the next one, until the run has seen the device
+    rollout_batch_size: int | str
     cutoff: int
     max_new_tokens: int | str  # auto until the run has read the training responses
     temperature: float
@@ -231,9 +231,10 @@ class Trainer:
 
         Until that step old and new values are the same, and a response's returns need no other response's values.
         """
-        config, values, total = self.config, torch.zeros_like(rewards), torch.zeros((), device=rewards.device)
+        config, values = self.config, torch.zeros_like(rewards)
         tokens = ranks.total(mask.sum().float())
-        for micro in self.micro_batches(list(range(len(mask)))):
+
+        def learn(micro: list[int]) -> torch.Tensor:
             sequences = self.sequences(rollout, micro)
             width = sequences.kept.shape[1]
             new, kept = self.backbone.values(sequences), mask[micro, :width]
@@ -242,8 +243,9 @@ class Trainer:
             loss = value_loss(new, old, returns, kept, config.value_clip)
             self.backward(config.value_coef * loss / tokens, "value loss", rollout, micro)
             values[micro, :width] = old
-            total += loss.detach()
-        return values, total
+            return loss.detach()
+
+        return values, self.accumulate(list(range(len(mask))), learn)
 
     # 4. optimise
 
@@ -279,26 +281,28 @@ class Trainer:
         config, device = self.config, self.backbone.device
         tokens, responses = ranks.total(torch.tensor([batch.mask[rows].sum().item(), len(rows)], device=device))
         loss_of, count = (group_policy_loss, responses) if self.grouped else (policy_loss, tokens)
-        sums = torch.zeros(5, device=device)  # policy loss, clipped, value loss, ratio, drift
-        for micro in self.micro_batches(rows):
+
+        def learn(micro: list[int]) -> torch.Tensor:
             sequences = self.sequences(batch.rollout, micro)
             width = sequences.kept.shape[1]
             mask, old = batch.mask[micro, :width], batch.old[micro, :width]
             advantages = batch.advantages[micro] if self.grouped else batch.advantages[micro, :width]
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             drift = (logprobs.detach() - old) * mask
-            sums[[3, 4]] += torch.stack([(drift.exp() * mask).sum(), drift.abs().sum()])
+            ratio, drift = (drift.exp() * mask).sum(), drift.abs().sum()
             before = logprobs.detach() if self.single else old
             if self.exact:  # the claim's tokens have their gradient from all labels
                 mask = mask & ~claim_part(sequences.tokens, sequences.kept, self.choices.ends)
             policy, _, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
             self.backward(policy / count, "policy loss", batch.rollout, micro)
-            sums[[0, 1]] += torch.stack([policy.detach(), clipped.float()])
+            value = torch.zeros((), device=device)
             if batch.values is not None and batch.value_loss is None:
                 values, returns = batch.values[micro, :width], batch.returns[micro, :width]
                 value = value_loss(self.backbone.values(sequences), values, returns, mask, config.value_clip)
                 self.backward(config.value_coef * value / tokens, "value loss", batch.rollout, micro)
-                sums[2] += value.detach()
+            return torch.stack([policy.detach(), clipped.float(), value.detach(), ratio, drift])
+
+        sums = self.accumulate(rows, learn) + torch.zeros(5, device=device)  # also of a process without rows
         if batch.value_loss is not None:
             sums[2] = batch.value_loss
         label = self.learn_labels(batch.rollout, rows) if self.exact else {}
@@ -310,7 +314,12 @@ class Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        skipped |= self.scaler.get_scale() < scale  # fp16: the gradient had overflowed
+        overflowed = self.scaler.get_scale() < scale  # fp16
+        if overflowed and self.scaler.get_scale() < 1:
+            raise self.fault(
+                "gradient in fp16, whatever the loss is scaled by,", *(batch.rollout.rows[i] for i in rows)
+            )
+        skipped |= overflowed
         critic = {} if self.grouped else {"value_loss": value}
         return {
             "policy_loss": policy,
@@ -331,21 +340,33 @@ class Trainer:
         sum_l pi(l) * (min(r_l, tau) - floor) / std: whatever is no claim earns the floor, the least of the prompt's
         rewards, so that the sum is over everything that the policy could say.
         """
-        config, totals = self.config, torch.zeros(2, device=self.backbone.device)
+        config = self.config
         prompts = ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device))
-        size = config.micro_batch_size
-        for micro in (rows[start : start + size] for start in range(0, len(rows), size)):
+
+        @torch.no_grad()
+        def judged(part: list[int]) -> list[tuple]:
+            owners, batch = self.choices.pack(rollout, part, self.backbone, self.tokenizer.pad_token_id)
+            reward = self.choices.rewards(rollout, owners, batch, self.backbone)
+            reference = self.backbone.logprobs(None, batch, config.temperature).sum(1)
+            return [*zip(owners, reward.tolist(), reference.tolist(), strict=True)]
+
+        # All rewards before any gradient: their scale is that of the batch, whatever the micro-batch.
+        known = [one for _, part in self.parts("scoring", rows, judged) for one in part]
+        gains = self.choices.gain([reward for _, reward, _ in known], [owner for owner, *_ in known])
+        found = {owner: (*values, gain) for (owner, *values), gain in zip(known, gains, strict=True)}
+
+        def learn(micro: list[int]) -> torch.Tensor:
             owners, batch = self.choices.pack(rollout, micro, self.backbone, self.tokenizer.pad_token_id)
-            with torch.no_grad():
-                reward = self.choices.rewards(rollout, owners, batch, self.backbone)
-                reference = self.backbone.logprobs(None, batch, config.temperature).sum(1)
-            gain = self.choices.gain(reward, owners)
+            values = torch.tensor([found[owner] for owner in owners], device=self.backbone.device)
+            reward, reference, gain = values.unbind(1)
             logprobs = self.backbone.logprobs("policy", batch, config.temperature).sum(1)
             probability = logprobs.exp()
             penalty = self.kl.beta * (probability * (logprobs - reference)).sum()
             loss = (penalty - (probability * gain).sum()) / prompts
             self.backward(loss, "label loss", rollout, micro)
-            totals += torch.stack([probability.sum(), (probability * reward).sum()]).detach()
+            return torch.stack([probability.sum(), (probability * reward).sum()]).detach()
+
+        totals = self.accumulate(rows, learn) + torch.zeros(2, device=self.backbone.device)
         mass, expected = (ranks.total(totals) / prompts).tolist()
         if mass < 0.1:
             raise UserError(
@@ -376,9 +397,23 @@ class Trainer:
 
     # shared
 
-    def micro_batches(self, rows: list[int]) -> list[list[int]]:
-        size = self.config.micro_batch_size
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+    def accumulate(self, rows: list[int], learn: Callable[[list[int]], torch.Tensor]) -> torch.Tensor | float:
+        """Gradients of micro-batches of `rows`; the sum of what `learn`, which makes them, returns."""
+
+        def attempt(micro: list[int]) -> torch.Tensor:
+            before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
+            try:
+                return learn(micro)
+            except RuntimeError:  # out of memory half-way
+                for parameter, gradient in zip(self.parameters, before):
+                    parameter.grad = gradient
+                raise
+
+        return sum(total for _, total in fitting.parts("micro-batch", rows, self.config.micro_batch_size, attempt))
+
+    def parts(self, what: str, rows: list[int], function: Callable) -> Iterator[tuple]:
+        """`function` over parts of `rows`, as many as are sampled and scored side by side."""
+        return fitting.parts(what, rows, self.config.rollout_batch_size, function)
 
     def sequences(self, rollout: Rollout, rows: list[int]) -> Packed:
         prompts, responses = ([part[i] for i in rows] for part in (rollout.prompts, rollout.responses))
@@ -387,12 +422,10 @@ class Trainer:
     @torch.no_grad()
     def forward(self, rollout: Rollout, function: Callable[[Packed], torch.Tensor]) -> torch.Tensor:
         """`function` over the rollout in chunks, without gradients; (B, R) results padded to the widest response."""
-        width, size = max(map(len, rollout.responses), default=0), self.config.rollout_batch_size
-        parts = []
-        for start in range(0, len(rollout.rows), size):
-            part = function(self.sequences(rollout, list(range(len(rollout.rows)))[start : start + size]))
-            parts.append(part if part.dim() == 1 else F.pad(part, (0, width - part.shape[1])))
-        return torch.cat(parts)
+        width = max(map(len, rollout.responses), default=0)
+        rows = list(range(len(rollout.rows)))
+        parts = [part for _, part in self.parts("scoring", rows, lambda some: function(self.sequences(rollout, some)))]
+        return torch.cat([part if part.dim() == 1 else F.pad(part, (0, width - part.shape[1])) for part in parts])
 
     def fault(self, what: str, *rows: dict) -> UserError:
         ids = ", ".join(row["id"] for row in rows)
@@ -448,7 +481,7 @@ class Trainer:
             **metrics,
             "samples_per_second": len(per_response) / seconds,
             **{f"seconds_{phase}": value for phase, value in clock.seconds.items()},
-            "peak_memory_gib": peak_memory(),
+            "peak_memory_gib": budget.peak_memory() / 2**30,
         }
 
     def state(self) -> dict:
@@ -476,10 +509,3 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[phase] = time.perf_counter() - start
-
-
-def peak_memory() -> float:
-    """GiB: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -69,12 +69,11 @@ class LabelChoices:
         found, tau = backbone.scores(self.source.label, batch), self.source.threshold
         return found if tau is None else found.clamp(max=tau)
 
-    def gain(self, reward: torch.Tensor, owners: list) -> torch.Tensor:
-        """(N,) rewards above the least of their prompt, in units of their deviation so far (N,) -> (N,)."""
+    def gain(self, rewards: list[float], owners: list) -> list[float]:
+        """Rewards above the least of their prompt, in units of their deviation so far, these included."""
         if self.normalised:
-            self.moments.update(torch.tensor(ranks.gather(reward.tolist())))
+            self.moments.update(torch.tensor(ranks.gather(rewards)))
         least: dict[int, float] = {}
-        for (i, _), value in zip(owners, reward.tolist(), strict=True):
+        for (i, _), value in zip(owners, rewards, strict=True):
             least[i] = min(value, least.get(i, value))
-        floor = torch.tensor([least[i] for i, _ in owners], device=reward.device)
-        return (reward - floor) / self.scale
+        return [(value - least[i]) / self.scale for (i, _), value in zip(owners, rewards, strict=True)]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rllr.lm import models
-from rllr.lm.generation import generate
+from rllr.lm import fitting, models
+from rllr.lm.generation import Generated, generate
 from rllr.ppo.backbone import Backbone
 
 
@@ -55,16 +55,19 @@ def roll_out(
     repeated = [[part for part in parts for _ in range(samples)] for parts in (rows, prompts)]
     rollout = Rollout(*repeated, *([None] * len(numbers) for _ in range(3)))
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = max(1, batch_size // samples)
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        own = [i * samples + j for i in batch for j in range(samples)]
+
+    def responses_of(batch: list[int]) -> list[int]:
+        return [i * samples + j for i in batch for j in range(samples)]
+
+    def answer(batch: list[int]) -> Generated:
         with models.autocast(backbone.kind):
-            result = generate(
-                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1], numbers[own], temperature,
-                samples,
+            return generate(
+                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1],
+                numbers[responses_of(batch)], temperature, samples,
             )  # fmt: skip
-        for place, i in enumerate(own):
+
+    for batch, result in fitting.parts("rollout", order, max(1, batch_size // samples), answer):
+        for place, i in enumerate(responses_of(batch)):
             rollout.responses[i] = result.responses[place]
             rollout.logprobs[i] = result.logprobs[place]
             rollout.entropies[i] = result.entropies[place]

@@ -14,7 +14,7 @@ from transformers import set_seed
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
-from rllr.lm import budget, models, sampling
+from rllr.lm import budget, fitting, models, sampling
 from rllr.lm.claims import claims_by_label
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
@@ -82,6 +82,7 @@ class Run:
             if ranks.rank() == 0:
                 self.write_outputs()
             checkpoints.finish(self.checkpoints, inputs)
+            budget.report(self.estimate)
 
     def set_up(self) -> None:
         """Token ids, the arithmetic of the batches, the engine."""
@@ -91,7 +92,11 @@ class Run:
         kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(self.base)
         encoder = Encoder(tokenizer, config.cutoff)
         room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
-        config = self.config = replace(config, max_new_tokens=room)
+        config = replace(config, max_new_tokens=room)
+        claims = self.claims() if config.baseline == "all_labels" else {}
+        if config.baseline == "all_labels" and not claims:
+            config = replace(config, baseline="value")
+        config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
         self.validation_prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.validation]
@@ -102,14 +107,19 @@ class Run:
             raise UserError(
                 f"{len(self.rows)} prompts leave a last batch with fewer prompts than processes; change batch_size"
             )
-        # Responses of half the room, through policy, value, reference and rewards, policy and value again to train.
-        passes = len(self.rows) * config.epochs * (4 + len(self.folders))
+        # Responses of half the room; without gradients through the policy that writes them, reference and rewards.
         mean_length = sum(map(len, self.prompts)) // len(self.prompts) + config.max_new_tokens // 2
-        budget.check(self.base, asdict(config), "ppo", passes * mean_length // 2, self.out, rewards=len(self.folders))
+        tokens = len(self.rows) * config.epochs * config.samples_per_prompt * mean_length
+        responses = -(-config.batch_size // ranks.world()) * config.samples_per_prompt
+        rollouts = self.iterations * -(-responses // config.rollout_batch_size)
+        validations = self.iterations // (config.validate_iterations or self.iterations) + 1
+        rollouts += validations * -(-len(self.validation) // config.rollout_batch_size)
+        self.estimate = budget.check(
+            self.base, asdict(config), "ppo", tokens * (2 if config.baseline == "value" else 1), self.out,
+            rewards=len(self.folders), forward=tokens * (2 + len(self.folders)),
+            steps=rollouts * config.max_new_tokens,
+        )  # fmt: skip
 
-        claims = self.claims() if config.baseline == "all_labels" else {}
-        if config.baseline == "all_labels" and not claims:
-            config = self.config = replace(config, baseline="value")
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)
         backbone = Backbone(
@@ -188,6 +198,11 @@ class Run:
             bar.set_postfix(reward=f"{metrics['reward']:.2f}", kl=f"{metrics['kl']:.2f}", refresh=False)
             bar.update()
         bar.close()
+        if not any(line.get("skipped", 1) < 1 for line in records.history):
+            raise UserError(
+                f"all {self.iterations} iterations skipped their optimiser steps (skipped, ratio and gradient_norm in "
+                "train_log.jsonl say why): nothing was trained; lower the learning rate, or use another precision"
+            )
 
     def validate(self) -> dict[str, float]:
         """Accuracy of greedy answers, as a line of the log; the best adapter is kept under its iteration's number."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from rllr.lm import models
+from rllr.lm import fitting, models
 from rllr.lm.choices import continuation_logprobs
 from rllr.lm.generation import Reading
 from rllr.tasks import ANSWER, Task, read_label, respond
@@ -70,17 +70,21 @@ def label_logprobs(
             shared = next((p for p, several in enumerate(zip(*ids)) if len(set(several)) > 1), 0)
             rows.append((i, ids[0][:shared], [own[shared:] for own in ids]))
     rows.sort(key=lambda row: -len(prompts[row[0]]) - len(row[1]))
-    while rows:
-        size = max(1, batch_size // len(rows[0][2]))
-        batch, rows = rows[:size], rows[size:]
+
+    def scored(batch: list[tuple]) -> list[list[float]]:
         numbers, rests, continuations = (list(part) for part in zip(*batch, strict=True))
         known = reading and reading.rows(numbers)
         with models.autocast(kind):
-            scored = continuation_logprobs(
+            return continuation_logprobs(
                 model, [prompts[i] for i in numbers], continuations, encoder.tokenizer.pad_token_id, known, rests
             )
-        for (i, *_), values in zip(batch, scored, strict=True):
-            found[i] = dict(zip(choices(tasks[i]), values, strict=True))
+
+    while rows:
+        size = max(1, batch_size // len(rows[0][2]))
+        batch, rows = rows[:size], rows[size:]
+        for part, values in fitting.parts("label probabilities", batch, size, scored):
+            for (i, *_), own in zip(part, values, strict=True):
+                found[i] = dict(zip(choices(tasks[i]), own, strict=True))
     return found
 
 

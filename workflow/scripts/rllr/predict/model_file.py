@@ -20,7 +20,7 @@ class PredictConfig:
     seed: int
     precision: str
     attention: str
-    batch_size: int
+    batch_size: int | str  # auto until it is known what is loaded
     max_new_tokens: int | str  # auto until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rllr.lm import models, rewards, sampling
+from rllr.lm import fitting, models, rewards, sampling
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.tokens import Encoder
 from rllr.predict.confidence import label_logprobs, vote
@@ -27,7 +27,8 @@ class Predictor:
         tasks: dict[str, Task],
         votes: int = 0,
     ) -> None:
-        self.config, self.kind, self.tasks, self.votes = config, models.dtype(config.precision), tasks, votes
+        self.config = config = fitting.settled(config, base, "predict", rewards=int(bool(reward)))
+        self.kind, self.tasks, self.votes = models.dtype(config.precision), tasks, votes
         self.tokenizer = models.load_tokenizer(base)
         self.model = models.load_adapter(base, adapter, self.kind, config.attention)
         self.reward = rewards.load_reward(base, reward, self.kind, config.attention) if reward else None

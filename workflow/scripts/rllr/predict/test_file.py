@@ -8,7 +8,7 @@ from pathlib import Path
 from rllr import cli
 from rllr.checkpoints import fingerprint
 from rllr.files import has_rows, stage_lock, write_jsonl
-from rllr.lm import budget
+from rllr.lm import budget, fitting
 from rllr.predict.confidence import certainty, fit_temperature
 from rllr.predict.model_file import PredictConfig, describe
 from rllr.predict.predictor import Predictor
@@ -82,12 +82,18 @@ def predict_file(
         partial = out.with_name("predictions.partial.jsonl")
         done = resume(partial, mark)
         left = [row for row in [*rows, *held] if row["id"] not in done]
+        loaded = int(bool(paths["reward"]))  # beside the model that answers
+        config = fitting.settled(config, paths["base"], "predict", rewards=loaded)
+        estimate = None
         if left:
             samples = votes or (config.best_of if paths["reward"] else 1)
             # About 1.5 tokens a word.
             words = sum(len((row["instruction"] + row["input"]).split()) for row in left) * 3 // 2
             tokens = samples * (words + len(left) * config.max_new_tokens // 2)  # answers of half the room
-            budget.check(paths["base"], asdict(config), "predict", tokens, out.parent)
+            steps = -(-len(left) * samples // config.batch_size) * config.max_new_tokens
+            estimate = budget.check(
+                paths["base"], asdict(config), "predict", 0, out.parent, loaded, forward=tokens, steps=steps
+            )
         predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes)
         with (
             open(partial, "a", encoding="utf-8") as file,
@@ -110,3 +116,4 @@ def predict_file(
         lines = ((row, done[row["id"]], tasks[row["task"]], fitted.get(row["task"], 1.0)) for row in rows)
         write_jsonl(out, (prediction(*line) for line in lines))
         partial.unlink()
+        budget.report(estimate)

@@ -1,11 +1,11 @@
 """Several answers of a policy to each validation prompt."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rllr import cli
 from rllr.files import stage_lock, write_jsonl
-from rllr.lm import models, sampling
+from rllr.lm import budget, fitting, models, sampling
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
 from rllr.predict.model_file import PredictConfig
@@ -25,10 +25,17 @@ def write_samples(
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     config = replace(config, max_new_tokens=answer_room(config.max_new_tokens, responses, encoder))
+    config = fitting.settled(config, base, "predict")
     prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in rows]
     ids = [row["id"] for row in rows]
     with stage_lock(out.parent):
         cli.log(f"sampling {SAMPLES} answers to {len(rows)} prompts")
+        room, tokens = config.max_new_tokens, sum(map(len, prompts))
+        estimate = budget.check(
+            base, asdict(config), "predict", 0, out.parent,
+            forward=tokens + SAMPLES * len(rows) * room // 2, steps=-(-SAMPLES * len(rows) // config.batch_size) * room,
+        )  # fmt: skip
         model = models.load_adapter(base, adapter, kind, config.attention)
         drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
         write_jsonl(out, ({"id": name, "responses": responses} for name, responses in zip(ids, drawn, strict=True)))
+        budget.report(estimate)

@@ -1,6 +1,6 @@
 """Pairs of responses as token ids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +9,9 @@ import torch
 
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
-from rllr.lm import budget, models
+from rllr.lm import budget, fitting, models
 from rllr.lm.tokens import Encoder
-from rllr.train.trainer import TrainingConfig, trainer_arguments
+from rllr.train.trainer import TrainingConfig, train
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
@@ -46,16 +46,16 @@ class PairsStage:
     """What the stages that train on pairs have in common.
 
     Attributes:
+        config: of the stage, with a number for micro_batch_size.
         base: folder of the merged sft_wrat model. encoded: pairs as token ids. folder: where checkpoints are kept.
-        arguments: of the trainer's config.
     """
 
+    config: TrainingConfig
     base: Path
     kind: torch.dtype
     tokenizer: object
     encoded: list[dict]
     folder: Path
-    arguments: dict
 
     def dataset(self):
         """The pairs, and a blank one to fill up batches."""
@@ -65,14 +65,16 @@ class PairsStage:
         more = {key: value for key, value in self.encoded[0].items() if key not in last}
         return Dataset.from_list([*self.encoded, last | more])
 
+    def train(self, out: Path, build: Callable[[dict], object]):
+        """The trainer that `build` makes of its arguments, at the end of training; see `train`."""
+        return train(self.config, len(self.encoded), self.folder, out, self.kind, build)
+
 
 @contextmanager
 def pairs_stage(
     config: TrainingConfig, config_file: Path, base: Path, train_file: Path, rows: list[dict], out: Path, section: str
 ) -> Iterator[PairsStage]:
     """Hold the stage's folder, prepare its pairs and checkpoints; on leaving without an error the latter go."""
-    from transformers import set_seed
-
     ranks.start()
     with stage_lock(out):
         kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(base)
@@ -81,10 +83,10 @@ def pairs_stage(
         prompts, responses = both_sides(encoded)
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         encoder.report(str(train_file), lengths)
-        budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
+        config = fitting.settled(config, base, section)
+        estimate = budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
         inputs, folder = [config_file, base, train_file], out / "checkpoints"
         checkpoints.prepare(folder, inputs)
-        arguments = trainer_arguments(config, len(encoded), folder, kind)
-        set_seed(config.seed)
-        yield PairsStage(base, kind, tokenizer, encoded, folder, arguments)
+        yield PairsStage(config, base, kind, tokenizer, encoded, folder)
         checkpoints.finish(folder, inputs)
+        budget.report(estimate)

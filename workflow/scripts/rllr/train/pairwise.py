@@ -17,7 +17,7 @@ from rllr.tasks import Task, read_label
 from rllr.train import preference
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import both_sides, differing, encode, pairs_stage
-from rllr.train.trainer import RewardConfig, train
+from rllr.train.trainer import RewardConfig
 
 
 def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -147,25 +147,25 @@ def train_reward_model(
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
         kind, tokenizer = stage.kind, stage.tokenizer
         claims = config.score == "claim" and tell_by_claims(rows, tasks)
-        if not claims:
-            trainer = make_trainer(
+
+        def build(arguments: dict):
+            if claims:
+                return preference.trainer_of(stage, arguments, claims=True)
+            return make_trainer(
                 models.load_scorer(base, kind, config.attention, training=True), tokenizer.pad_token_id, kind,
-                args=trl.RewardConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
+                args=trl.RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
                 train_dataset=stage.dataset(), processing_class=tokenizer,
                 peft_config=models.lora_config(config.lora, "SEQ_CLS"),
             )  # fmt: skip
-        else:
-            trainer = preference.trainer_of(stage, config, claims=True)
-        models.cast_weights_not_activations(trainer.model)
-        models.describe(trainer.model, kind)
-        train(trainer, stage.folder, out)
+
+        trainer = stage.train(out, build)
         model, ends = trainer.accelerator.unwrap_model(trainer.model).eval(), None
         if claims:
             trainer.responses_only.remove()
             ends = claim_ends(tokenizer, model.config.vocab_size)
         reward = rewards.Reward(model, ends)
         # Without gradients: more rows fit than in training.
-        batch_size = 8 * config.micro_batch_size
+        batch_size = 8 * stage.config.micro_batch_size
         metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
         if ranks.rank() == 0:
             if claims:

@@ -17,7 +17,7 @@ from rllr.lm.claims import claim_ends, claim_of
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import PairsStage, both_sides, differing, pairs_stage
-from rllr.train.trainer import PreferenceConfig, TrainingConfig, train
+from rllr.train.trainer import PreferenceConfig
 
 
 def preference_loss(
@@ -87,12 +87,13 @@ def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: fl
     return trainer
 
 
-def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float = 1.0, sft_weight: float = 0.0, claims=False):
+def trainer_of(stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight: float = 0.0, claims=False):
     """A trainer on the stage's pairs, with the merged model's log-likelihoods computed once, beforehand.
 
     Args:
-        claims: train a reward model of claims, which needs no reference.
+        arguments: of the trainer's config. claims: train a reward model of claims, which needs no reference.
     """
+    config = stage.config
     model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
     if claims:
         ends = claim_ends(stage.tokenizer, model.config.vocab_size)
@@ -103,7 +104,7 @@ def trainer_of(stage: PairsStage, config: TrainingConfig, beta: float = 1.0, sft
         add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
     return make_trainer(
         model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight,
-        args=trl.DPOConfig(**stage.arguments, disable_dropout=False, remove_unused_columns=False),
+        args=trl.DPOConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
         train_dataset=stage.dataset(), processing_class=stage.tokenizer,
         peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
     )  # fmt: skip
@@ -114,7 +115,4 @@ def train_preference(
 ) -> None:
     """The run of a DPO stage; writes adapter/ and train_log.jsonl into `out`."""
     with pairs_stage(config, config_file, base, train_file, rows, out, "dpo") as stage:
-        trainer = trainer_of(stage, config, config.beta, config.sft_weight)
-        models.cast_weights_not_activations(trainer.model)
-        models.describe(trainer.model, stage.kind)
-        train(trainer, stage.folder, out)
+        stage.train(out, lambda arguments: trainer_of(stage, arguments, config.beta, config.sft_weight))

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
-from rllr.lm import budget, models
+from rllr.lm import budget, fitting, models
 from rllr.lm.padding import fill
 from rllr.lm.tokens import IGNORED, Encoder
 from rllr.train.batches import EveryRowOnce
-from rllr.train.trainer import SupervisedConfig, train, trainer_arguments
+from rllr.train.trainer import SupervisedConfig, train
 
 
 def encode(rows: list[dict], encoder: Encoder, label_weight: float = 1.0, quote_weight: float = 1.0) -> list[dict]:
@@ -107,7 +107,6 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
         base: folder of the base model. rows: the rows of `data`.
     """
     from datasets import Dataset
-    from transformers import set_seed
     from trl import SFTConfig
 
     ranks.start()
@@ -119,20 +118,20 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
         encoded = encode(rows, encoder, config.label_weight, config.quote_weight)
         encoder.report(str(data), [len(row["input_ids"]) for row in encoded])
         tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
-        budget.check(base, asdict(config), "sft", tokens, out)
+        config = fitting.settled(config, base, "sft")
+        estimate = budget.check(base, asdict(config), "sft", tokens, out)
         inputs = [config_file, base, data]
         checkpoints.prepare(folder, inputs)
 
-        arguments = trainer_arguments(config, len(encoded), folder, kind)
-        set_seed(config.seed)
-        trainer = make_trainer(
-            model=models.load_causal(base, kind, config.attention, training=True),
-            args=SFTConfig(**arguments, remove_unused_columns=False),
-            train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
-            processing_class=tokenizer,
-            peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
-        )
-        models.cast_weights_not_activations(trainer.model)
-        models.describe(trainer.model, kind)
-        train(trainer, folder, out)
+        def build(arguments: dict):
+            return make_trainer(
+                model=models.load_causal(base, kind, config.attention, training=True),
+                args=SFTConfig(**arguments, remove_unused_columns=False),
+                train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
+                processing_class=tokenizer,
+                peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
+            )
+
+        train(config, len(encoded), folder, out, kind, build)
         checkpoints.finish(folder, inputs)
+        budget.report(estimate)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rllr import checkpoints, ranks
@@ -21,7 +22,7 @@ class TrainingConfig:
     learning_rate: float
     epochs: float
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int | str  # auto until the stage has seen the device
     weight_decay: float
     max_grad_norm: float
     warmup_steps: int
@@ -112,18 +113,55 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
     }
 
 
-def train(trainer, folder: Path, out: Path) -> None:
-    """Train to the end, from the newest whole checkpoint if there is one.
+def train(config: TrainingConfig, rows: int, folder: Path, out: Path, kind, build: Callable[[dict], object]):
+    """Train to the end, with smaller micro-batches from the last checkpoint on where memory runs out.
+
+    Args:
+        config: with a number for micro_batch_size. rows: training rows. folder: of checkpoints.
+        build: makes the trainer of the arguments that trl's configs share.
+
+    Returns:
+        the trainer.
+
+    Raises:
+        UserError: see `run`; or memory ran out with a single row, or in one of several processes.
+    """
+    from transformers import set_seed
+
+    from rllr.lm import fitting, models
+
+    while True:
+        arguments = trainer_arguments(config, rows, folder, kind)
+        set_seed(config.seed)
+        trainer = build(arguments)
+        models.cast_weights_not_activations(trainer.model)
+        models.describe(trainer.model, kind)
+        fitted, _ = fitting.sufficed(run, trainer, folder, out)
+        if fitted:
+            return trainer
+        del trainer
+        if ranks.world() > 1:  # the others wait for this one
+            raise UserError(f"micro_batch_size {config.micro_batch_size}: out of memory; lower it")
+        config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size))
+
+
+def run(trainer, folder: Path, out: Path) -> None:
+    """Train from the newest whole checkpoint if there is one.
 
     Writes adapter/, train_log.jsonl and tensorboard/ into `out`.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: the loss is not finite, or no step was made since every gradient overflowed in fp16.
     """
     from transformers import TrainerCallback
 
+    scaler = trainer.accelerator.scaler  # fp16 alone
+
     class Keeper(TrainerCallback):
         """Seals each checkpoint and keeps the log on disk as it grows."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.scale = scaler and scaler.get_scale()
 
         def on_save(self, args, state, control, **kwargs):
             ranks.barrier()  # every process has a file of its own in the checkpoint
@@ -132,12 +170,20 @@ def train(trainer, folder: Path, out: Path) -> None:
                 checkpoints.rotate(folder)
 
         def on_log(self, args, state, control, **kwargs):
+            line = state.log_history[-1]
+            if scaler and "loss" in line:  # accelerate does not know of the steps that a fused optimiser leaves out
+                scale = scaler.get_scale()
+                line |= {"skipped": float(scale < self.scale), "loss_scale": scale}
+            if not math.isfinite(line.get("grad_norm", 0.0)):
+                line["grad_norm"] = None  # what checkpoints keep of the log has to be JSON, too
             if state.is_world_process_zero:
                 write_jsonl(out / "train_log.jsonl", state.log_history)
-                board.write(state.log_history[-1], state.global_step)
-            if not math.isfinite(state.log_history[-1].get("loss", 0.0)):
+                board.write(line, state.global_step)
+            overflows = scaler and scaler.get_scale() < 1
+            if overflows or not math.isfinite(line.get("loss", 0.0)):
+                what = "gradient, in fp16 and whatever the loss is scaled by," if overflows else "training loss"
                 raise UserError(
-                    f"step {state.global_step}: the training loss is not finite; the last checkpoint stays; "
+                    f"step {state.global_step}: the {what} is not finite; the last checkpoint stays; "
                     "lower the learning rate or use another precision"
                 )
 
@@ -146,6 +192,11 @@ def train(trainer, folder: Path, out: Path) -> None:
     if ranks.rank() == 0:
         board = Board(out / "tensorboard", int(newest.name.removeprefix("checkpoint-")) if newest else 0)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    if all(line.get("skipped") for line in trainer.state.log_history if "loss" in line):
+        raise UserError(
+            f"all {trainer.state.global_step} steps were skipped, since their gradients overflowed in fp16: nothing "
+            "was trained; use another precision"
+        )
     state = trainer.accelerator.get_state_dict(trainer.model)  # with FSDP every process gives its part
     if ranks.rank() == 0:
         write_jsonl(out / "train_log.jsonl", trainer.state.log_history)
