@@ -16,10 +16,14 @@ $(ENV)/.ready-dev: $(ENV)/.ready requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# A line a stage and one of progress (workflow/logger), or with V=1 all that Snakemake and the jobs say.
+V ?=
+SNAKEMAKE := $(if $(V),,PYTHONPATH=$(CURDIR)/workflow/logger) $(BIN)/snakemake $(if $(V),,--logger rllr)
+
 # The whole pipeline on a real model and real data, on two CPU cores.
 demo: $(ENV)/.ready
-	$(BIN)/snakemake --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
-	$(BIN)/python workflow/scripts/show.py results/smollm2
+	@$(SNAKEMAKE) --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
+	@$(BIN)/python workflow/scripts/show.py results/smollm2
 
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
 # model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
@@ -31,7 +35,7 @@ comma := ,
 space := $(subst ,, )
 study: $(ENV)/.ready
 	set -e; for seed in $(SEEDS); do \
-	  $(BIN)/snakemake --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
+	  $(SNAKEMAKE) --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
 	    --directory runs/seed$$seed --config seed=$$seed prepared=$(CURDIR)/results \
 	    data=$(DATA) 'models=[$(MODEL)]' \
 	    'methods=[$(subst $(space),$(comma),$(STUDIED))]'; \

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -284,6 +285,17 @@ def pipes(head: list[str], lines: list[list[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in [head, rule, *lines]]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def plain(found: list[Table]) -> str:
+    """The tables for a terminal, in aligned columns."""
+    parts = []
+    for table in found:
+        lines = [table.head, *([" ".join(filter(None, cell)) for cell in line] for line in table.lines)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        parts.append("\n".join([table.model, *(row.rstrip() for row in rows), "", textwrap.fill(table.note, 110)]))
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown(found: list[Table]) -> str:
