@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rllr.base import finish, hub, package, published, register, scratch
 from rllr.files import write_json
+from rllr.version import stamp
 
 
 def fetch_or_convert(base: dict, package_file: Path | None, data: Path | None, folder: Path) -> dict:
@@ -42,3 +43,4 @@ def make_base(base: dict, template: str | None, package_file: Path | None, data:
     finish.finish(folder, base.get("pad"), template)
     origin |= {"licence": base.get("licence")} | finish.check(folder)
     write_json(folder / "origin.json", origin)
+    stamp(folder / "origin.json")

@@ -14,6 +14,7 @@ from rllr.evaluate import html
 from rllr.evaluate.comparison import detectable_over_runs, difference
 from rllr.files import read_json, read_jsonl
 from rllr.predict.model_file import find
+from rllr.version import told
 
 BASELINES = ["sft_wrat", "rlhf"]
 
@@ -54,6 +55,7 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
             }
             named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
             named["tested_on"] = tested[method]
+            named["made_with"] = told(read_json(results / model / method / "model.json").get("made_with"))
             score = None if mostly_unparsed(metrics) else metrics["score"]
             rows.append({**named, "score": score, "tasks": metrics["tasks"], "versus": versus})
     return rows
@@ -138,7 +140,11 @@ def _note(rows: list[dict]) -> str:
             " mean). Called noise: the interval holds 0, or there are fewer than 25 such rows and p is above 0.05."
             f" This many rows can tell {_detectable([d['detectable'] for d in differences])}."
         )
-    return note + _unread(rows)
+    return note + _unread(rows) + _made_with(rows)
+
+
+def _made_with(rows: list[dict]) -> str:
+    return f" Predicted with {'; '.join(dict.fromkeys(row['made_with'] for row in rows))}."
 
 
 def _unread(rows: list[dict]) -> str:
@@ -209,7 +215,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
             )
         if detectable:
             note += f" These rows and runs can tell {_detectable(detectable)}."
-        note += _unread(own)
+        note += _unread(own) + _made_with(own)
         head = ["method", "runs", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, note))
     return found

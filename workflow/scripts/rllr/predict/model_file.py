@@ -7,6 +7,7 @@ from pathlib import Path
 from rllr.cli import UserError
 from rllr.files import read_json, write_json
 from rllr.tasks import Task, dump_tasks
+from rllr.version import stamp
 
 PATHS = ("config", "base", "adapter", "reward")
 
@@ -42,6 +43,7 @@ def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], 
         if row["input"]:
             instructions.setdefault(row["task"], row["instruction"])
     write_json(path, {**relative, **found, "tasks": dump_tasks(tasks), "instructions": instructions})
+    stamp(path)
 
 
 def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict]:
