@@ -143,10 +143,12 @@ class LogHandler(LogHandlerBase):
                 self.jobs[values["jobid"]] = job = Job(self.begun, message, logs)
                 if not self.live:
                     self.line(self.head(job))
-            case LogEvent.JOB_FINISHED if job := self.jobs.pop(values["job_id"], None):
+            case LogEvent.JOB_FINISHED if values["job_id"] in self.jobs:
+                job = self.jobs.pop(values["job_id"])
                 self.line(f"{self.head(job)}: {job.outcome()}")
             case LogEvent.JOB_ERROR:
-                job = self.jobs.pop(values["jobid"], None) or Job(0, values["rule_name"], [*map(Path, values["log"])])
+                job = Job(0, values["rule_name"], [Path(log) for log in values["log"]])
+                job = self.jobs.pop(values["jobid"], job)
                 self.line(f"failed: {job.message}: {job.error()}")
                 self.line(f"  its log: {', '.join(map(str, job.logs)) or SHELL_OUTPUT}")
             case LogEvent.ERROR | None if record.levelno >= logging.ERROR:

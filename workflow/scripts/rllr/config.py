@@ -56,7 +56,7 @@ def typed(value: Any) -> Any:
     return yaml.load(value, _Loader) if isinstance(value, str) else value
 
 
-def merge(base: dict, *overrides: dict) -> dict:
+def merge(base: dict, *overrides: dict | None) -> dict:
     """A deep copy of `base` with nested mappings of `overrides` laid over it; lists and scalars are replaced."""
     result = copy.deepcopy(base)
     for override in overrides:

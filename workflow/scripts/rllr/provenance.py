@@ -1,7 +1,7 @@
 """What a result rests on, as digests: of code, of configurations, of files. Time stamps and places decide nothing.
 
 Code counts by what it decides: `code_digest` covers a program and the modules of ours that it imports, directly or
-not, without comments, docstrings and messages, and without the modules of NOT_DECIDING. The digest stands in the
+not, without comments, docstrings, types and messages, and without the modules of NOT_DECIDING. The digest stands in the
 stage's config.yaml, for Snakemake and for the resume of half-finished runs alike.
 """
 
@@ -33,7 +33,33 @@ class _Deciding(ast.NodeTransformer):
             node.body = node.body[1:]
         return node
 
-    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _body
+    visit_Module = _body
+
+    def visit_ClassDef(self, node):
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign):
+                field.annotation = None  # a field is one by its type, whichever that is
+        return self._body(node)
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self._body(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_arg(self, node):
+        return ast.arg(node.arg)  # without its type
+
+    def visit_AnnAssign(self, node):
+        self.generic_visit(node)
+        if node.annotation is None:
+            node.annotation = ast.Constant(None)
+            return node
+        return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else None
+
+    def visit_If(self, node):
+        self.generic_visit(node)
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
     def visit_Raise(self, node):
         call = node.exc
@@ -87,6 +113,11 @@ def _tree(path: Path) -> ast.Module:
 @functools.cache
 def _digest_of(path: Path) -> str:
     tree = _Deciding().visit(ast.parse(path.read_text(encoding="utf-8")))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):  # without what only types were named with
+            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and not node.names)]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # more alike over Python versions than a dump
 
 

@@ -156,7 +156,8 @@ class Builder:
         """The chunk's lines of every file, and what the report counts."""
         rows = self.read(chunk)
         donors = self._donors(rows)
-        asks, plans = [], []
+        asks: list[Ask] = []
+        plans: list[tuple] = []
         for i, ask in rows:
             uses = uses_of(int(self.plan.uses[i]))
             wanted = self._wanted(i, ask, uses, donors.get(i))
@@ -184,7 +185,7 @@ class Builder:
         asks = self.read(np.array([donor for _, donor in pairs], dtype=np.int64))
         return {i: ask for (i, _), (_, ask) in zip(pairs, asks, strict=True)}
 
-    def _wanted(self, i: int, ask: Ask, uses: set[str], donor: Ask | None) -> dict[str, Ask]:
+    def _wanted(self, i: int, ask: Ask, uses: frozenset[str], donor: Ask | None) -> dict[str, Ask]:
         """slot -> ask: `gold`, `wrong 0`.., `other` (second rationale for gold) or `donor`."""
         wanted = {}
         if uses & {"sft", "label_pairs", "rationale_pairs", "test_label_pairs", "test_rationale_pairs"} or (
@@ -278,7 +279,8 @@ class Builder:
         ):
             if use in uses and gold:
                 if self.config.rationale_pairs["by"] == "judge":
-                    how, pair = "judge", judged and [respond(text, ask.label) for text in judged]
+                    how: str | None = "judge"
+                    pair = judged and [respond(text, ask.label) for text in judged]
                 else:
                     how, pair = self._corrupted(i, spec, ask, gold, donor, got.get("donor"))
                 if pair:
@@ -326,7 +328,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

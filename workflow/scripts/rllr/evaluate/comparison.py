@@ -72,7 +72,7 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         "mcnemar_p": p,
         "error": error,
         "detectable": POWER * error,
-        "noise": low <= 0 <= high or (few and p > 0.05),
+        "noise": low <= 0 <= high or (few and p is not None and p > 0.05),
     }
 
 

@@ -5,6 +5,7 @@ import json
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -191,7 +192,8 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         own = [row for row in rows if row["model"] == model]
         tasks = list(dict.fromkeys(task for row in own for task in row["tasks"]))
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
-        lines, detectable = [], []
+        lines: list[list[tuple[str, str]]] = []
+        detectable: list[float] = []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
             cells = [(method, ""), (str(len(same)), ""), (str(sum(map(unparsed, same))), "")]
@@ -234,7 +236,8 @@ def _over_runs(differences: list[dict]) -> tuple[str, str]:
 
     if not differences:
         return "–", ""
-    values, intervals = [d["difference"] for d in differences], {}
+    values = [d["difference"] for d in differences]
+    intervals: dict[str, Any] = {}
     if len({d["rows"] for d in differences}) == 1:
         intervals["rows"] = np.quantile(np.mean([d["resampled"] for d in differences], axis=0), [0.025, 0.975])
     if len(values) > 1:
@@ -336,13 +339,13 @@ def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) 
             raise UserError(f"{folder}: no such folder")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError(f"the same results folder twice: {', '.join(map(str, folders))}")
-    runs = {str(folder): finished(folder, models, methods) for folder in folders}
+    runs = {str(path): finished(path, models, methods) for path in folders}
     if not any(runs.values()):
         raise UserError("none of the results folders has metrics.json of any of the methods yet")
-    for folder, rows in runs.items():
+    for run, rows in runs.items():
         there = {(row["model"], row["method"]) for row in rows}
         if absent := [f"{m}/{method}" for m in models for method in methods if (m, method) not in there]:
-            log(f"{folder}: no metrics.json yet of {', '.join(absent)}")
+            log(f"{run}: no metrics.json yet of {', '.join(absent)}")
     found = spread(list(runs.values()))
     differing = data_differences(runs, models) + config_differences(folders, models)
     head = ["model", "stages", "key", *map(str, folders)]

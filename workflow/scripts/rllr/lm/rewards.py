@@ -8,9 +8,11 @@ pairs, and is not distracted by what else the response says.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr.cli import UserError
 from rllr.files import read_json
@@ -26,7 +28,7 @@ def scores_claims(adapter: Path | str) -> bool:
     return path.is_file() and read_json(path)["score"] == "claim"
 
 
-def claim_ends(tokenizer, vocabulary: int) -> torch.Tensor:
+def claim_ends(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
     """(V,) bool: the tokens with which a claim ends, those with a comma or a line break in them."""
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     ends = [i for i, text in enumerate(texts) if "," in text or "\n" in text]
@@ -49,7 +51,7 @@ def claim(response: list[int], ends: torch.Tensor) -> list[int]:
     return response[: last + 1]
 
 
-def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
+def trunk_of(model: PreTrainedModel) -> tuple[Any, Any]:
     """(the model without PEFT's wrapper, its layers without output layer or head)."""
     plain = models.without_peft(model)
     return plain, getattr(plain, plain.base_model_prefix)
@@ -78,7 +80,7 @@ class Reward:
         ends: (V,) from `claim_ends`; None: the model has a head.
     """
 
-    model: torch.nn.Module
+    model: Any
     ends: torch.Tensor | None
 
     def __call__(self, batch: Packed) -> torch.Tensor:
@@ -124,8 +126,8 @@ def in_batches(
     found, shared = [0.0] * len(prompts), shares_prompts(model)
     with tqdm(total=len(prompts), desc=progress, disable=not progress, mininterval=2) as bar:
         for numbers in by_size(prompts, responses, batch_size):
-            own = ([part[i] for i in numbers] for part in (prompts, responses))
-            batch = Packed.build(*own, tokenizer.pad_token_id, models.device(), kind, shared)
+            own, answers = ([part[i] for i in numbers] for part in (prompts, responses))
+            batch = Packed.build(own, answers, tokenizer.pad_token_id, models.device(), kind, shared)
             with models.autocast(kind):
                 values = function(batch)
             for i, value in zip(numbers, values.tolist(), strict=True):
@@ -134,7 +136,10 @@ def in_batches(
     return found
 
 
-def scores(reward: Reward, tokenizer, prompts, responses, batch_size: int, kind, progress: str = "") -> list[float]:
+def scores(
+    reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], responses: list[list[int]],
+    batch_size: int, kind: torch.dtype, progress: str = "",
+) -> list[float]:  # fmt: skip
     """The reward of each response to its prompt."""
     if reward.ends is not None:
         responses = [claim(response, reward.ends) for response in responses]

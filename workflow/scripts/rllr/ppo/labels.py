@@ -70,7 +70,7 @@ class LabelChoices:
             right = [rollout.rows[i]["label"] == label for i, label in owners]
             found = torch.tensor(right, dtype=torch.float32, device=backbone.device)
         else:
-            found = backbone.scores(self.source.label, batch)
+            found = backbone.scores(str(self.source.label), batch)
         tau = self.source.threshold
         return found if tau is None or self.source.label == GOLD else found.clamp(max=tau)
 

@@ -22,7 +22,7 @@ class PredictConfig:
     precision: str
     attention: str
     batch_size: int
-    max_new_tokens: int | str  # auto until rllr.lm.lengths.answer_room has said how many
+    max_new_tokens: int  # `auto` until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int
     votes: int
@@ -37,7 +37,8 @@ def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], 
         found: what prediction found out: max_new_tokens, room for an answer; votes, answers that vote (0: none do);
             temperatures of the tasks' label probabilities.
     """
-    relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
+    given = {name: paths[name] for name in PATHS}
+    relative = {name: place and os.path.relpath(place, path.parent) for name, place in given.items()}
     instructions: dict[str, str] = {}
     for row in rows:
         if row["input"]:

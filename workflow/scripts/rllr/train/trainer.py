@@ -4,11 +4,16 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, write_jsonl
 from rllr.tracking import Board
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
 
 
 @dataclass
@@ -69,7 +74,7 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
     return batch_size // (micro_batch_size * processes)
 
 
-def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
+def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "torch.dtype") -> dict:
     """Arguments of trl's SFTConfig, RewardConfig and DPOConfig alike; logs the batch arithmetic."""
     import torch
 
@@ -112,7 +117,7 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
     }
 
 
-def train(trainer, folder: Path, out: Path) -> None:
+def train(trainer: "Trainer", folder: Path, out: Path) -> None:
     """Train to the end, from the newest whole checkpoint if there is one.
 
     Writes adapter/, train_log.jsonl and tensorboard/ into `out`.
@@ -152,7 +157,7 @@ def train(trainer, folder: Path, out: Path) -> None:
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), out / "adapter", state=state)
 
 
-def save_adapter(model, folder: Path, name: str = "default", state: dict | None = None) -> None:
+def save_adapter(model: "PreTrainedModel", folder: Path, name: str = "default", state: dict | None = None) -> None:
     """Write one LoRA adapter in PEFT's format, whole or not at all.
 
     Args:
