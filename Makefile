@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint docs bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -63,6 +63,12 @@ lint: $(ENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+# The pages as a site in site/; a broken link is an error.
+docs: $(ENV)/.ready-dev
+	rm -rf .site && mkdir .site
+	cp --parents $$(git ls-files '*.md' '*.svg' CITATION.cff LICENSE) .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).
 .venv-peer/.ready: benchmarks/requirements-peer.txt

@@ -201,6 +201,14 @@ def test_forms_have_labels():
         assert form.name == "config.yml" or all("label" in part["attributes"] for part in fields["body"])
 
 
+def test_the_site_builds_without_a_broken_link():
+    command = ["make", "-o", ".venv/.ready-dev", f"BIN={Path(sys.executable).parent}", "docs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.name for path in (ROOT / "site" / "docs").iterdir()}
+    assert pages >= {path.stem for path in (ROOT / "docs").glob("*.md")}
+
+
 def shell_commands(page: Path) -> list[str]:
     """The commands that begin with snakemake in a page's sh blocks, with their continuation lines."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
