@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint docs bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint docs figures bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -64,11 +64,16 @@ lint: $(ENV)/.ready-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
+# The picture of the stages in the README.
+figures: $(ENV)/.ready
+	$(BIN)/snakemake --rulegraph dot results/report.html results/summary.html results/smollm2/dpo/metrics.json \
+	  results/smollm2/rllr_mix/model | $(BIN)/python docs/stages.py
+
 # The pages as a site in site/; a broken link is an error.
 docs: $(ENV)/.ready-dev
 	rm -rf .site && mkdir .site
-	cp --parents $$(git ls-files '*.md' '*.svg' CITATION.cff LICENSE) .site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' 'profiles/*' CITATION.cff LICENSE) .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).
 .venv-peer/.ready: benchmarks/requirements-peer.txt

@@ -249,6 +249,24 @@ def test_commands_of_snakemake_plan_something(checkout, command):
     assert "digraph" in done.stdout if not dry else "Nothing to be done" not in done.stdout + done.stderr
 
 
+def test_the_picture_is_snakemakes_graph(checkout):
+    """Drawn anew it is the same; and an edge of Snakemake's is an arrow, or implied by arrows."""
+    (recipe,) = re.findall(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    arguments = recipe.replace("\\\n", " ").split("|")[0].split()[1:]
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    dot = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120).stdout
+    (checkout / "docs").mkdir()
+    program = shutil.copy(ROOT / "docs" / "stages.py", checkout / "docs")
+    subprocess.run([sys.executable, program], input=dot, text=True, check=True)
+    for name in ("stages-light.svg", "stages-dark.svg"):
+        drawn = (checkout / "docs" / name).read_text()
+        assert drawn == (ROOT / "docs" / name).read_text()
+        assert set(re.findall(r">(\w+)</text>", drawn)) == set(re.findall(r'label = "(\w+)"', dot)) - {
+            "resolved",
+            "figure",
+        }
+
+
 def test_programs_in_the_pages_take_the_options_given():
     """Options of `python workflow/scripts/<program>.py ...` are those that the program has."""
     for page in PAGES:
