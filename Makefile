@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint check-gpu bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint docs figures check-gpu bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -16,10 +16,14 @@ $(ENV)/.ready-dev: $(ENV)/.ready requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# A line a stage and one of progress (workflow/logger), or with V=1 all that Snakemake and the jobs say.
+V ?=
+SNAKEMAKE := $(if $(V),,PYTHONPATH=$(CURDIR)/workflow/logger) $(BIN)/snakemake $(if $(V),,--logger rllr)
+
 # The whole pipeline on a real model and real data, on two CPU cores.
 demo: $(ENV)/.ready
-	$(BIN)/snakemake --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
-	$(BIN)/python workflow/scripts/show.py results/smollm2
+	@$(SNAKEMAKE) --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
+	@$(BIN)/python workflow/scripts/show.py results/smollm2
 
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
 # model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
@@ -31,7 +35,7 @@ comma := ,
 space := $(subst ,, )
 study: $(ENV)/.ready
 	set -e; for seed in $(SEEDS); do \
-	  $(BIN)/snakemake --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
+	  $(SNAKEMAKE) --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
 	    --directory runs/seed$$seed --config seed=$$seed prepared=$(CURDIR)/results \
 	    data=$(DATA) 'models=[$(MODEL)]' \
 	    'methods=[$(subst $(space),$(comma),$(STUDIED))]'; \
@@ -56,8 +60,20 @@ soak: $(ENV)/.ready-dev
 lint: $(ENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+
+# The picture of the stages in the README.
+figures: $(ENV)/.ready
+	$(BIN)/snakemake --rulegraph dot results/report.html results/summary.html results/smollm2/dpo/metrics.json \
+	  results/smollm2/rllr_mix/model | $(BIN)/python docs/stages.py
+
+# The pages as a site in site/; a broken link is an error.
+docs: $(ENV)/.ready-dev
+	rm -rf .site && mkdir .site
+	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' 'profiles/*' CITATION.cff LICENSE) .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).
 .venv-peer/.ready: benchmarks/requirements-peer.txt

@@ -22,12 +22,13 @@ Beside the predictions that use writes model.json, from which --model knows what
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.predict.model_file import PATHS, PredictConfig, find
-from rllr.tasks import load_tasks
+from rllr.tasks import Task, load_tasks
 
 
 def main() -> None:
@@ -62,7 +63,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    paths, tasks, known = {name: getattr(args, name) for name in PATHS}, {}, {}
+    paths = {name: getattr(args, name) for name in PATHS}
+    tasks: dict[str, Task] = {}
+    known: dict[str, Any] = {}
     if args.model:
         found, tasks, known = find(args.model)
         paths = {name: paths[name] or found[name] for name in PATHS}

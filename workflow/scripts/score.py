@@ -33,7 +33,7 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
     """
     found = []
     for number, response in responses:
-        prompt = rows.get(response.get("id"), response)
+        prompt = rows.get(str(response.get("id")), response)
         missing = [f for f in ("instruction", "input") if not isinstance(prompt.get(f), str)]
         if missing:
             raise UserError(f"{where} line {number}: no {' and no '.join(missing)}, and its id is not in --data")

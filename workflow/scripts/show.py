@@ -1,4 +1,4 @@
-"""Print the metrics of a model's methods and where everything lies.
+"""Print the table of a model's methods, where everything lies, and what to try next.
 
 python workflow/scripts/show.py results/tiny
 """
@@ -6,7 +6,9 @@ python workflow/scripts/show.py results/tiny
 from pathlib import Path
 
 from rllr import cli
+from rllr.evaluate.tables import finished, plain, tables
 from rllr.files import read_json
+from rllr.methods import METHODS, REWARD_MODELS
 
 PLACES = {
     "adapter": "LoRA adapter of the method",
@@ -23,26 +25,28 @@ PLACES = {
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="results/<model>")
-    folder = parser.parse_args().folder
-    found = sorted(folder.glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    folder: Path = parser.parse_args().folder
+    methods = [method for method in METHODS if (folder / method / "metrics.json").is_file()]
+    if not methods:
         raise cli.UserError(f"{folder}: no metrics.json of any method yet")
-    for path in found:
-        metrics = read_json(path)
-        if "reward_model" in metrics:
-            print(f"{path.parent.name:>9}  pair accuracy {metrics['pair_accuracy']:.3f}, n {metrics['n']}")
-            continue
-        print(f"{metrics['method']:>9}  mean {metrics['score']:.3f}")
-        for task, values in metrics["tasks"].items():
-            low, high = values["ci95"]
-            print(
-                f"{'':>11}{task}: {values['metric']} {values['value']:.3f} [{low:.3f}, {high:.3f}], "
-                f"n {values['n']}, unparsed {values['unparsed']}"
-            )
+    print(plain(tables(finished(folder.parent, [folder.name], methods))))
+    for name in REWARD_MODELS:
+        if (folder / name / "metrics.json").is_file():
+            metrics = read_json(folder / name / "metrics.json")
+            print(f"{name}: right about {100 * metrics['pair_accuracy']:.1f}% of {metrics['n']} held-out pairs")
     print(f"\nIn {folder}/<method>/:")
     for name, what in PLACES.items():
         if any(folder.glob(f"*/{name}")):
             print(f"  {name:<18} {what}")
+    report = folder.parent / "report.html"
+    print("\nNext:")
+    if report.is_file():
+        print(f"  {report}  the report: curves, confusions, examples, reward quality")
+    else:
+        print("  .venv/bin/snakemake --cores all  # the report and all that config/config.yaml lists")
+    task = next(iter(read_json(folder / methods[-1] / "model.json")["tasks"]))
+    program = ".venv/bin/python workflow/scripts/predict.py"
+    print(f'  {program} --model {folder / methods[-1]} --task {task} --text "A text of yours"')
 
 
 if __name__ == "__main__":

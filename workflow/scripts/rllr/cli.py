@@ -45,7 +45,7 @@ def machine_fault(error: BaseException) -> str | None:
     Libraries wrap or reword the operating system's error (safetensors: `SafetensorError`, torch: `RuntimeError`),
     so the chain of causes is searched, and the text for "No space left".
     """
-    seen = error
+    seen: BaseException | None = error
     while seen is not None:
         number = getattr(seen, "errno", None)
         if number in _MACHINE_FAULTS:

@@ -13,6 +13,12 @@ import yaml
 from rllr.cli import UserError
 from rllr.methods import METHODS, SECTIONS
 
+# A number, or `auto` until the stage has found out which: to everyone who reads it later, a number.
+if typing.TYPE_CHECKING:
+    IntOrAuto = int
+else:
+    IntOrAuto = int | str
+
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
 
@@ -56,7 +62,7 @@ def typed(value: Any) -> Any:
     return yaml.load(value, _Loader) if isinstance(value, str) else value
 
 
-def merge(base: dict, *overrides: dict) -> dict:
+def merge(base: dict, *overrides: dict | None) -> dict:
     """A deep copy of `base` with nested mappings of `overrides` laid over it; lists and scalars are replaced."""
     result = copy.deepcopy(base)
     for override in overrides:

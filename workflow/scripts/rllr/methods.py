@@ -37,7 +37,7 @@ class Method:
     @property
     def answers_like(self) -> str:
         """The data file whose responses its answers are like."""
-        return self.data if self.section == "sft" else METHODS[self.start].data
+        return self.data if self.section == "sft" and self.data else METHODS[self.start].answers_like
 
     @property
     def reward_models(self) -> list[str]:

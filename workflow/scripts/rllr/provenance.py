@@ -1,7 +1,7 @@
 """What a result rests on, as digests: of code, of configurations, of files. Time stamps and places decide nothing.
 
 Code counts by what it decides: `code_digest` covers a program and the modules of ours that it imports, directly or
-not, without comments, docstrings and messages, and without the modules of NOT_DECIDING. The digest stands in the
+not, without comments, docstrings, types and messages, and without the modules of NOT_DECIDING. The digest stands in the
 stage's config.yaml, for Snakemake and for the resume of half-finished runs alike.
 """
 
@@ -17,9 +17,10 @@ PROGRAMS = Path(__file__).resolve().parents[1]
 # its config.yaml, so that `config` and `methods`, which make it, do not count again.
 NOT_DECIDING = {
     "rllr.cli", "rllr.files", "rllr.store", "rllr.provenance", "rllr.checkpoints", "rllr.ranks", "rllr.tracking",
-    "rllr.gpus", "rllr.config", "rllr.methods", "rllr.lm.budget", "rllr.lm.fitting",
+    "rllr.gpus", "rllr.version", "rllr.config", "rllr.methods", "rllr.lm.budget", "rllr.lm.fitting",
 }  # fmt: skip
 MESSAGES = {"log", "warn", "print", "set_description", "set_postfix", "error"}
+STAMPS = "rllr.version"  # its import and its function `stamp`, which says what code wrote a file, count for nothing
 LABELS = {"desc", "help", "description"}  # keyword arguments that are shown and nothing else
 
 
@@ -32,16 +33,47 @@ class _Deciding(ast.NodeTransformer):
             node.body = node.body[1:]
         return node
 
-    visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _body
+    visit_Module = _body
+
+    def visit_ClassDef(self, node):
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign):
+                field.annotation = None  # a field is one by its type, whichever that is
+        return self._body(node)
+
+    def visit_FunctionDef(self, node):
+        node.returns = None
+        return self._body(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_arg(self, node):
+        return ast.arg(node.arg)  # without its type
+
+    def visit_AnnAssign(self, node):
+        self.generic_visit(node)
+        if node.annotation is None:
+            node.annotation = ast.Constant(None)
+            return node
+        return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else None
+
+    def visit_If(self, node):
+        self.generic_visit(node)
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
     def visit_Raise(self, node):
         call = node.exc
         return ast.Raise(exc=call.func if isinstance(call, ast.Call) else call, cause=None)
 
+    def visit_ImportFrom(self, node):
+        return None if node.module == STAMPS else node
+
     def visit_Expr(self, node):
         call = node.value
         if isinstance(call, ast.Call):
             name = getattr(call.func, "attr", getattr(call.func, "id", None))
+            if name == "stamp":
+                return None
             if name in MESSAGES:
                 return ast.Pass()
         return self.generic_visit(node)
@@ -81,6 +113,11 @@ def _tree(path: Path) -> ast.Module:
 @functools.cache
 def _digest_of(path: Path) -> str:
     tree = _Deciding().visit(ast.parse(path.read_text(encoding="utf-8")))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):  # without what only types were named with
+            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and not node.names)]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # more alike over Python versions than a dump
 
 

@@ -62,6 +62,6 @@ def gather(value: list) -> list:
         return value
     import torch
 
-    parts = [None] * world()
+    parts: list[list] = [[]] * world()
     torch.distributed.all_gather_object(parts, value)
     return [item for part in parts for item in part]

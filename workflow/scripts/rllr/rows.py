@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rllr.cli import UserError
 from rllr.files import read_jsonl
@@ -49,7 +50,7 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
     """
 
     def check(row: dict) -> str | None:
-        output = row.get("output")
+        output: Any = row.get("output")
         if not is_pair(output):
             return f"field output: expected [chosen, rejected], found {output!r:.80}"
         if output[0] == output[1]:

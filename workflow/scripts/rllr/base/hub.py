@@ -58,7 +58,7 @@ def fetch(base: dict) -> tuple[Path, str]:
         log(f"{name}: no network; using the copy in {folder}")
         return folder, folder.name
 
-    files = {file.rfilename: file.size or 0 for file in info.siblings if "/" not in file.rfilename}
+    files = {file.rfilename: file.size or 0 for file in info.siblings or [] if "/" not in file.rfilename}
     weights = next((w for w in WEIGHTS if any(fnmatch(file, w) for file in files)), None)
     if weights is None:
         raise UserError(f"{name}: no weights in a format that can be read ({' or '.join(WEIGHTS)}); see {page}")

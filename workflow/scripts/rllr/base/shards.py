@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rllr.cli import UserError, log
 from rllr.files import read_json, write_json
@@ -77,7 +78,9 @@ def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], di
     """
     from safetensors.torch import save_file
 
-    seen, part, written = set(), {}, []  # all new names, the tensors of the shard in work, the names in each one done
+    seen: set[str] = set()  # all new names
+    part: dict[str, Any] = {}  # the tensors of the shard in work
+    written: list[list[str]] = []  # the names in each one done
 
     def write() -> None:
         save_file(part, folder / f"part-{len(written)}", {"format": "pt"})
@@ -97,7 +100,7 @@ def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], di
     if part:
         write()
 
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(written):
         shard = f"model-{number + 1:05}-of-{len(written):05}.safetensors" if len(written) > 1 else LAYOUTS[0][0]
         (folder / f"part-{number}").rename(folder / shard)

@@ -1,6 +1,7 @@
 """Tokenizers: the one that a folder publishes, as a fast tokenizer of the generic class."""
 
 from pathlib import Path
+from typing import Any
 
 from rllr.cli import UserError
 from rllr.files import read_json
@@ -53,11 +54,13 @@ def from_sentencepiece(path: Path, special: dict[str, str], markers: dict[str, i
     from transformers import PreTrainedTokenizerFast
     from transformers.tokenization_utils_base import generate_merges
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when it is imported
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError:
         raise UserError(f"{path}: not a sentencepiece model") from None
+    model: Any
+    steps: list[Any]
     pieces, kind = proto.pieces, type(proto.pieces[0])
     names = [piece.piece for piece in pieces]
     unknown = proto.trainer_spec.unk_id

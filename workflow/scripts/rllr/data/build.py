@@ -194,7 +194,8 @@ class Builder:
         """The chunk's lines of every file, and what the report counts."""
         rows = self.read(chunk)
         donors = self._donors(rows)
-        asks, plans = [], []
+        asks: list[Ask] = []
+        plans: list[tuple] = []
         for i, ask in rows:
             uses = uses_of(int(self.plan.uses[i]))
             wanted = self._wanted(i, ask, uses, donors.get(i))
@@ -224,7 +225,7 @@ class Builder:
         asks = self.read(np.array([donor for _, donor in pairs], dtype=np.int64))
         return {i: ask for (i, _), (_, ask) in zip(pairs, asks, strict=True)}
 
-    def _wanted(self, i: int, ask: Ask, uses: set[str], donor: Ask | None) -> dict[str, Ask]:
+    def _wanted(self, i: int, ask: Ask, uses: frozenset[str], donor: Ask | None) -> dict[str, Ask]:
         """slot -> ask: `gold`, `wrong 0`.., `other` (second rationale for gold) or `donor`."""
         wanted = {}
         if uses & {"sft", "label_pairs", "rationale_pairs", "test_label_pairs", "test_rationale_pairs"} or (
@@ -325,7 +326,8 @@ class Builder:
     def _emit_rationale_pair(self, row: "Written", file: str, emit: Callable, counts: Counter) -> None:
         """The gold response beside one for the same label with a worse rationale."""
         if self.config.rationale_pairs["by"] == "judge":
-            how, pair = "judge", row.judged and [respond(text, row.ask.label) for text in row.judged]
+            how: str | None = "judge"
+            pair = row.judged and [respond(text, row.ask.label) for text in row.judged]
         else:
             how, pair = self._corrupted(row)
         if pair:
@@ -340,7 +342,7 @@ class Builder:
             cited = getattr(self.annotator, "cited", 2)
             worse = corrupt(kind, spec, row.ask, row.donor, row.got.get("donor"), cited)
             if usable(worse, row.ask.label, spec.task) and (rejected := respond(worse, row.ask.label)) != row.gold:
-                return kind, [row.gold, rejected]
+                return kind, [str(row.gold), rejected]
         return None, None
 
 
@@ -375,7 +377,8 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

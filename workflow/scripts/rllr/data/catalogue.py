@@ -42,7 +42,7 @@ def files_of(stage: str) -> list[str]:
         return [REWARD_MODELS[stage].data, *(file for file, _ in HELD_OUT_PAIRS.values())]
     if stage in METHODS:
         method = METHODS[stage]
-        return [method.data, *(["validation", method.answers_like] if method.section == "ppo" else [])]
+        return [str(method.data), *(["validation", method.answers_like] if method.section == "ppo" else [])]
     return {"predict": ["test", "validation", *ANSWERS], "quality": ["validation", *ANSWERS]}[stage]
 
 

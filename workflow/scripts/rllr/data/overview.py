@@ -107,7 +107,8 @@ def _unread(counts: Counter, specs: dict[str, TaskSpec]) -> dict[str, dict]:
             own["most frequent label"] = {"label": label, "share": round(most / labels.total(), 4)}
         pairs = {key[3:]: n for key, n in counts.items() if key[:3] == ("pair", "rllr_reward_train", name)}
         if pairs:
-            gold, seen = Counter(), Counter()
+            gold: Counter[str] = Counter()
+            seen: Counter[str] = Counter()
             for (chosen, rejected), n in pairs.items():
                 gold[chosen] += n
                 seen.update({chosen: n, rejected: n})
@@ -129,7 +130,7 @@ def token_lengths(folder: Path, tokenizers: dict[str, str], cutoff: int) -> dict
     for file in ("sft_with_rat_train", "rllr_reward_train", "test"):
         rows = [row for _, row in itertools.islice(read_jsonl(folder / f"{file}.jsonl"), SAMPLE)]
         texts[file] = [(f"{row['instruction']}\n{row['input']}", row.get("output", "")) for row in rows]
-    result = {}
+    result: dict[str, dict] = {}
     for name, path in tokenizers.items():
         try:
             tokenizer = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))

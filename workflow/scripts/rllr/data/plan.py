@@ -52,7 +52,7 @@ def share_out(value: int | str | dict, capacity: dict[str, int]) -> dict[str, in
         return dict(capacity)
     if isinstance(value, dict):
         return {t: capacity[t] if value.get(t) == "all" else value.get(t, 0) for t in capacity}
-    asked, left, tasks = {}, value, sorted(capacity, key=capacity.get)
+    asked, left, tasks = {}, int(value), sorted(capacity, key=capacity.__getitem__)
     for position, task in enumerate(tasks):
         asked[task] = min(left // (len(tasks) - position), capacity[task])
         left -= asked[task]

@@ -124,7 +124,9 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
     Returns:
         what the report needs.
     """
-    paths, counts = config.release["files"], Counter()
+    assert config.release is not None
+    paths = config.release["files"]
+    counts: Counter[tuple] = Counter()
     # 1. Check everything, keep the hash of each prompt.
     keys = {
         file: np.array([_key(row) for row in read_release(file, path, config, counts)], np.uint64)

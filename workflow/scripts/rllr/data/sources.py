@@ -86,7 +86,8 @@ def label_reader(spec: TaskSpec, source: dict) -> Callable[[Any, str], str | Non
     The source's `bins` (numbers) or `values` (names, or a list indexed by class number) translate; otherwise the
     value must be one of the task's labels, or for `score` a number in [low, high].
     """
-    task, column, seen = spec.task, source["label"], {}
+    task, column = spec.task, source["label"]
+    seen: dict[Any, Any] = {}
 
     def number(value: Any, where: str) -> float:
         try:
@@ -188,15 +189,15 @@ def _members(name: str, file: IO[bytes], member: str) -> Iterator[tuple[str, IO[
     pattern, _, inner = member.partition("!")
     try:
         if zipfile.is_zipfile(file):
-            archive = zipfile.ZipFile(file)
-            names, read = archive.namelist(), archive.read
+            zipped = zipfile.ZipFile(file)
+            names, read = zipped.namelist(), zipped.read
         else:
             file.seek(0)
             archive = tarfile.open(fileobj=file)  # noqa: SIM115 (holds nothing but `file`)
             names = [item.name for item in archive.getmembers() if item.isfile()]
 
-            def read(item: str) -> bytes:
-                return archive.extractfile(item).read()
+            def read(item: str) -> bytes:  # type: ignore[misc]  # the other branch's takes more
+                return archive.extractfile(item).read()  # type: ignore[union-attr]  # a file, as `names` are
 
         matching = sorted(item for item in names if fnmatch.fnmatch(item, pattern))
         if not matching:
@@ -224,7 +225,7 @@ def _lines(name: str, file: IO[bytes]) -> Iterator[tuple[int, str]]:
 
 
 def _delimited(name: str, file: IO[bytes], delimiter: str, source: dict) -> Records:
-    quoting = csv.QUOTE_MINIMAL if source.get("quoting", True) else csv.QUOTE_NONE
+    quoting: Any = csv.QUOTE_MINIMAL if source.get("quoting", True) else csv.QUOTE_NONE
     text = (line for _, line in _lines(name, file))
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=quoting == csv.QUOTE_MINIMAL)
     header, start = source.get("header"), 1

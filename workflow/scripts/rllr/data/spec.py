@@ -152,12 +152,12 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
             "text2 names a second column, which {text2} has to stand for" if pair else "{text2} needs a column, text2"
         )
         raise UserError(f"{where}.input: found {section['input']!r}; {told}")
+    ends: dict[str, Any] = {end: section.get(end) for end in ("low", "high")}
     task = Task(
         name=name,
         kind=kind,
         labels=labels,
-        low=section.get("low"),
-        high=section.get("high"),
+        **ends,
         metric=section.get("metric", "pearson" if kind == "score" else "accuracy"),
         f1=str(section["f1"]) if "f1" in section else None,
         answer=section.get("answer", ANSWER),

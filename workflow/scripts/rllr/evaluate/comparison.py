@@ -42,14 +42,15 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
     if {t: [r["id"] for r in rows] for t, rows in a.items()} != {t: [r["id"] for r in rows] for t, rows in b.items()}:
         raise ValueError("the two methods were not tested on the same rows")
     generator = np.random.default_rng(0)
-    found, least = {}, 0.0
+    found: dict[str, dict] = {}
+    least = 0.0
     ours_alone = theirs_alone = counted = 0
     for task in a:
         picks = (generator.integers(0, len(a[task]), (BLOCK, len(a[task]))) for _ in range(RESAMPLES // BLOCK))
         if tasks[task].metric == "pearson":
             (gold, mine), (_, other) = numbers(a[task], tasks[task]), numbers(b[task], tasks[task])
             observed = pearson(gold, mine) - pearson(gold, other)
-            drawn = [pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for block in picks for p in block]
+            drawn = np.array([pearson(gold[p], mine[p]) - pearson(gold[p], other[p]) for b in picks for p in b])
         else:
             mine, other = (np.array([r["prediction"] == r["label"] for r in side[task]]) for side in (a, b))
             delta = mine.astype(float) - other
@@ -59,7 +60,7 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
             theirs_alone += int((other & ~mine).sum())
             counted += 1
         ids = tuple(row["id"] for row in a[task])
-        found[task] = {"difference": float(observed), "resampled": np.asarray(drawn), "rows": ids}
+        found[task] = {"difference": float(observed), "resampled": drawn, "rows": ids}
         least += len(a[task]) ** -2  # two methods that agree everywhere still could have differed in a row
     resampled = np.mean([own["resampled"] for own in found.values()], axis=0)
     low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
@@ -76,7 +77,7 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         "mcnemar_p": p,
         "error": error,
         "detectable": POWER * error,
-        "noise": low <= 0 <= high or (few and p > 0.05),
+        "noise": low <= 0 <= high or (few and p is not None and p > 0.05),
     }
 
 

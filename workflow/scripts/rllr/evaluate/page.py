@@ -81,7 +81,9 @@ def example(run: Run, row: dict, answers: dict[str, tuple[str, bool]]) -> str:
 def examples(run: Run, method: str) -> str:
     """Rows that a method answers right and sft_wrat wrong, the other way round, and answers without a label."""
     theirs = {row["id"]: row for row in run.predictions.get("sft_wrat", [])}
-    won, lost, unread = [], [], []
+    won: list[tuple] = []
+    lost: list[tuple] = []
+    unread: list[tuple] = []
     for row in run.predictions[method]:
         task = run.tasks[row["task"]]
         right = agrees(row["prediction"], row["label"], task)

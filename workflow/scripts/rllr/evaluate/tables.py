@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rllr.evaluate import html
 from rllr.evaluate.comparison import detectable_over_runs, difference, over_runs
 from rllr.files import read_json, read_jsonl
 from rllr.predict.model_file import find
+from rllr.version import told
 
 BASELINES = ["sft_wrat", "rlhf"]
 
@@ -53,6 +55,7 @@ def table(results: Path, models: list[str], methods: list[str]) -> list[dict]:
             }
             named = {"model": model, "method": method, "data": metrics["data"], "n": metrics["n"]}
             named["tested_on"] = tested[method]
+            named["made_with"] = told(read_json(results / model / method / "model.json").get("made_with"))
             score = None if mostly_unparsed(metrics) else metrics["score"]
             rows.append({**named, "score": score, "tasks": metrics["tasks"], "versus": versus})
     return rows
@@ -137,7 +140,11 @@ def _note(rows: list[dict]) -> str:
             " mean). Called noise: the interval holds 0, or there are fewer than 25 such rows and p is above 0.05."
             f" This many rows can tell {_detectable([d['detectable'] for d in differences])}."
         )
-    return note + _unread(rows)
+    return note + _unread(rows) + _made_with(rows)
+
+
+def _made_with(rows: list[dict]) -> str:
+    return f" Predicted with {'; '.join(dict.fromkeys(row['made_with'] for row in rows))}."
 
 
 def _unread(rows: list[dict]) -> str:
@@ -184,7 +191,8 @@ def spread(runs: list[list[dict]]) -> list[Table]:
         own = [row for row in rows if row["model"] == model]
         tasks = list(dict.fromkeys(task for row in own for task in row["tasks"]))
         baselines = [b for b in BASELINES if any(b in row["versus"] for row in own)]
-        lines, detectable = [], []
+        lines: list[list[tuple[str, str]]] = []
+        detectable: list[float] = []
         for method in dict.fromkeys(row["method"] for row in own):
             same = [row for row in own if row["method"] == method]
             cells = [(method, ""), (str(len(same)), ""), (str(sum(map(unparsed, same))), "")]
@@ -208,7 +216,7 @@ def spread(runs: list[list[dict]]) -> list[Table]:
             )
         if detectable:
             note += f" These rows and runs can tell {_detectable(detectable)}."
-        note += _unread(own)
+        note += _unread(own) + _made_with(own)
         head = ["method", "runs", "unparsed", *tasks, "mean", *(f"vs {b}" for b in baselines)]
         found.append(Table(model, head, lines, note))
     return found
@@ -291,6 +299,17 @@ def pipes(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def plain(found: list[Table]) -> str:
+    """The tables for a terminal, in aligned columns."""
+    parts = []
+    for table in found:
+        lines = [table.head, *([" ".join(filter(None, cell)) for cell in line] for line in table.lines)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        parts.append("\n".join([table.model, *(row.rstrip() for row in rows), "", textwrap.fill(table.note, 110)]))
+    return "\n\n".join(parts) + "\n"
+
+
 def markdown(found: list[Table]) -> str:
     parts = ["# Results"]
     for table in found:
@@ -333,13 +352,13 @@ def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) 
             raise UserError(f"{folder}: no such folder")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError(f"the same results folder twice: {', '.join(map(str, folders))}")
-    runs = {str(folder): finished(folder, models, methods) for folder in folders}
+    runs = {str(path): finished(path, models, methods) for path in folders}
     if not any(runs.values()):
         raise UserError("none of the results folders has metrics.json of any of the methods yet")
-    for folder, rows in runs.items():
+    for run, rows in runs.items():
         there = {(row["model"], row["method"]) for row in rows}
         if absent := [f"{m}/{method}" for m in models for method in methods if (m, method) not in there]:
-            log(f"{folder}: no metrics.json yet of {', '.join(absent)}")
+            log(f"{run}: no metrics.json yet of {', '.join(absent)}")
     found = spread(list(runs.values()))
     differing = data_differences(runs, models) + config_differences(folders, models)
     head = ["model", "stages", "key", *map(str, folders)]

@@ -1,6 +1,7 @@
 """How likely a model holds each of several continuations of a text."""
 
 import torch
+from transformers import PreTrainedModel
 
 from rllr.lm.generation import Reading, positions_for, read
 from rllr.lm.padding import fill
@@ -8,7 +9,7 @@ from rllr.lm.padding import fill
 
 @torch.no_grad()
 def continuation_logprobs(
-    model,
+    model: PreTrainedModel,
     prefixes: list[list[int]],
     continuations: list[list[list[int]]],
     pad: int,

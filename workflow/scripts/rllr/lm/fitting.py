@@ -75,7 +75,7 @@ def fewer(what: str, size: int) -> int:
     return smaller
 
 
-def parts(what: str, items: Sequence, size: int, function: Callable[[Sequence], Any]) -> Iterator[tuple[Sequence, Any]]:
+def parts(what: str, items: Sequence, size: int, function: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
     """Yield `(part, function(part))` over parts of `items`, at most `size` long; where memory runs out, smaller ones.
 
     Args:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -37,7 +38,8 @@ class RoomyLayer(DynamicLayer):
         """Append (B, heads, new tokens, D) keys and values; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.store, self.length = None, 0
+            self.store: Any = None
+            self.length = 0
         end = self.length + key_states.shape[-2]
         if self.store is None or end > self.store.shape[-2]:
             batch, heads, _, width = key_states.shape
@@ -159,7 +161,7 @@ def generate(
     ids, mask = fill(prompts, pad, device, left=True)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     count = len(prompts) * samples
-    result = Generated(*([[] for _ in range(count)] for _ in range(3)))
+    result = Generated(*([[] for _ in range(count)] for _ in range(3)))  # type: ignore[arg-type]  # three fields of four
     alive, ends = torch.arange(count), torch.tensor(list(stops), device=device)
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     # The last position by its index: the slice that a plain 1 stands for is not contiguous, and for that PyTorch's

@@ -33,6 +33,7 @@ def answer_room(setting: int | str, responses: Path, encoder: Encoder) -> int:
     if setting == AUTO:
         log(f"max_new_tokens: {with_margin(longest)} (the longest of {len(lengths)} training responses has {longest})")
         return with_margin(longest)
+    assert isinstance(setting, int)  # the schema lets nothing else through
     cut = sum(length > setting for length in lengths)
     if cut > CUT_SHARE * len(lengths):
         raise UserError(

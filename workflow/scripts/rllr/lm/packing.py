@@ -8,8 +8,10 @@ of a prompt as for the two sides of a pair.
 import inspect
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from rllr.lm import models
 
@@ -81,19 +83,19 @@ class Packed:
         def tensor(lists: list[list[int]], filler: int) -> torch.Tensor:
             return torch.tensor([part + [filler] * (longest - len(part)) for part in lists], device=device)
 
-        mask = at = None
+        mask = columns = None
         if len(groups) < len(prompts):
-            at, segment = tensor(positions, 0), tensor(segments, -1)
-            seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+            columns, part = tensor(positions, 0), tensor(segments, -1)
+            seen = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
             hidden = ~(seen & torch.ones(longest, longest, dtype=torch.bool, device=device).tril())
             mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
             mask = mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
         filled = [r + [pad] * (width - len(r)) for r in responses]
         kept = [[j < len(r) for j in range(width)] for r in responses]
         rest = (torch.tensor(part, device=device) for part in (group, predicts, places, filled, kept))
-        return cls(tensor(rows, pad), at, mask, *rest)
+        return cls(tensor(rows, pad), columns, mask, *rest)
 
-    def inputs(self) -> dict[str, torch.Tensor]:
+    def inputs(self) -> dict[str, Any]:
         """What the model is called with."""
         extra = {} if self.mask is None else {"position_ids": self.positions, "attention_mask": self.mask}
         return {"input_ids": self.ids, **extra}
@@ -103,7 +105,7 @@ class Packed:
         return self.places.gather(1, self.kept.sum(1, keepdim=True) - 1)
 
 
-def shares_prompts(model) -> bool:
+def shares_prompts(model: PreTrainedModel) -> bool:
     """Whether a model computes groups: it takes positions, and a mask of one's own (not ALiBi)."""
     plain = models.without_peft(model)
     takes = inspect.signature(plain.forward).parameters

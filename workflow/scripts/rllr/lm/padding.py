@@ -3,7 +3,9 @@
 import torch
 
 
-def fill(sequences: list[list[int]], pad: int, device, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def fill(
+    sequences: list[list[int]], pad: int, device: torch.device | str, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) ids, filled up with `pad` to the longest, and their (B, T) attention mask (1 on real tokens).
 
     Args:

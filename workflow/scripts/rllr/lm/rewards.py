@@ -8,9 +8,11 @@ pairs, and is not distracted by what else the response says.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr.cli import UserError
 from rllr.files import read_json
@@ -27,7 +29,7 @@ def scores_claims(adapter: Path | str) -> bool:
     return path.is_file() and read_json(path)["score"] == "claim"
 
 
-def trunk_of(model) -> tuple[torch.nn.Module, torch.nn.Module]:
+def trunk_of(model: PreTrainedModel) -> tuple[Any, Any]:
     """(the model without PEFT's wrapper, its layers without output layer or head)."""
     plain = models.without_peft(model)
     return plain, getattr(plain, plain.base_model_prefix)
@@ -56,7 +58,7 @@ class Reward:
         ends: (V,) from `claim_ends`; None: the model has a head.
     """
 
-    model: torch.nn.Module
+    model: Any
     ends: torch.Tensor | None
 
     def __call__(self, batch: Packed) -> torch.Tensor:
@@ -102,8 +104,8 @@ def in_batches(
     found, shared = [0.0] * len(prompts), shares_prompts(model)
 
     def values_of(numbers: list[int]) -> list[float]:
-        own = ([part[i] for i in numbers] for part in (prompts, responses))
-        batch = Packed.build(*own, tokenizer.pad_token_id, models.device(), kind, shared)
+        own, answers = ([part[i] for i in numbers] for part in (prompts, responses))
+        batch = Packed.build(own, answers, tokenizer.pad_token_id, models.device(), kind, shared)
         with models.autocast(kind):
             return function(batch).tolist()
 
@@ -116,7 +118,10 @@ def in_batches(
     return found
 
 
-def scores(reward: Reward, tokenizer, prompts, responses, batch_size: int, kind, progress: str = "") -> list[float]:
+def scores(
+    reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], responses: list[list[int]],
+    batch_size: int, kind: torch.dtype, progress: str = "",
+) -> list[float]:  # fmt: skip
     """The reward of each response to its prompt."""
     if reward.ends is not None:
         responses = [claim_of(response, reward.ends) for response in responses]

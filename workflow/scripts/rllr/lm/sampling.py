@@ -2,9 +2,11 @@
 
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr.lm import fitting, models
 from rllr.lm.generation import Generated, generate, stop_ids
@@ -20,8 +22,8 @@ def uniforms(keys: list[list[int]], length: int) -> torch.Tensor:
 
 
 def respond(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     batch_size: int,
     max_new_tokens: int,
@@ -61,7 +63,10 @@ def respond(
         yield responses_of(batch), result
 
 
-def sample(model, tokenizer, prompts, ids: list[str], samples: int, config, kind) -> list[list[list[int]]]:
+def sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], ids: list[str], samples: int,
+    config: Any, kind: torch.dtype,
+) -> list[list[list[int]]]:  # fmt: skip
     """`samples` responses (token ids) to each prompt; `config` gives seed, batch_size and max_new_tokens."""
     keys = [[config.seed, zlib.crc32(name.encode()), sample] for name in ids for sample in range(samples)]
     numbers = uniforms(keys, config.max_new_tokens)

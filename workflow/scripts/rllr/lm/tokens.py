@@ -5,8 +5,12 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from rllr.cli import UserError, log
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Marks in a rendered prompt, removed before it is tokenised. Lone surrogates: no UTF-8 text holds one.
 PLAIN = "\udc00"  # the control token that follows is a user's text
@@ -93,7 +97,7 @@ class Encoder:
         cutoff: longest prompt + response in tokens.
     """
 
-    tokenizer: object
+    tokenizer: "PreTrainedTokenizerBase"
     cutoff: int
     rows_cut: int = field(default=0, init=False)
     tokens_cut: int = field(default=0, init=False)

@@ -6,6 +6,7 @@ PEFT drops the head of a SEQ_CLS adapter without a word when it is loaded onto a
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -59,7 +60,7 @@ class Backbone:
         self.device = next(self.model.parameters()).device
         self.shared = shares_prompts(self.plain)
         hidden = self.plain.config.get_text_config().hidden_size
-        self.heads = torch.nn.ModuleDict()
+        self.heads: Any = torch.nn.ModuleDict()  # of Fp32Head
         self.claims: dict[str, torch.Tensor] = {}  # reward models that score claims -> the tokens that end one
         for role, path in rewards.items():
             self._add_reward(role, path, hidden)
@@ -68,7 +69,7 @@ class Backbone:
         elif critic:
             self.model.add_adapter("value", fresh)
             self.heads["value"] = models.Fp32Head(hidden, 1, bias=False)
-            torch.nn.init.zeros_(self.heads["value"].weight)
+            torch.nn.init.zeros_(self.heads["value"].weight)  # type: ignore[arg-type]  # a Fp32Head
         self.heads.to(self.device)
         models.cast_weights_not_activations(self.model)
         if gradient_checkpointing:

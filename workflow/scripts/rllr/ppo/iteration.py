@@ -9,13 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
 from rllr.cli import UserError
+from rllr.config import IntOrAuto
 from rllr.lm import budget, fitting
 from rllr.lm.claims import claim_part
 from rllr.lm.generation import decoded, stop_ids
@@ -43,10 +47,10 @@ class PPOConfig:
     learning_rate: float
     epochs: int
     batch_size: int
-    micro_batch_size: int | str  # auto, as the next one, until the run has seen the device
-    rollout_batch_size: int | str
+    micro_batch_size: IntOrAuto  # auto, as the next one, until the run has seen the device
+    rollout_batch_size: IntOrAuto
     cutoff: int
-    max_new_tokens: int | str  # auto until the run has read the training responses
+    max_new_tokens: IntOrAuto  # `auto` until the run has read the training responses
     temperature: float
     samples_per_prompt: int
     baseline: str
@@ -82,7 +86,7 @@ class Batch:
     advantages: torch.Tensor  # whitened; with leave_one_out (B,), of whole responses
     # With a value function:
     values: torch.Tensor | None = None
-    returns: torch.Tensor | None = None
+    returns: Any = None  # (B, R), where values are
     value_loss: torch.Tensor | None = None  # sum over response tokens, where `learn_values` has seen to it
 
 
@@ -99,7 +103,7 @@ class Trainer:
     backbone: Backbone
     rewards: Rewards
     tasks: dict[str, Task]
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     iterations: int
     claims: dict[str, dict[str, str]] = field(default_factory=dict)
     iteration: int = 0
@@ -180,10 +184,10 @@ class Trainer:
         for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
             if role == "gold":
                 right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(answers, rollout.rows)]
-                scale = self.rewards.threshold if self.rewards.rationale else 1.0
+                scale: Any = self.rewards.threshold if self.rewards.rationale else 1.0
                 raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
             elif role:
-                raw[kind] = self.forward(rollout, lambda batch, role=role: self.backbone.scores(role, batch))
+                raw[kind] = self.forward(rollout, partial(self.backbone.scores, role))
         for kind, rewards in raw.items():
             for row, reward in zip(rollout.rows, rewards.tolist()):
                 if not math.isfinite(reward):
@@ -245,7 +249,7 @@ class Trainer:
             values[micro, :width] = old
             return loss.detach()
 
-        return values, self.accumulate(list(range(len(mask))), learn)
+        return values, self.accumulate(list(range(len(mask))), learn) + torch.zeros((), device=rewards.device)
 
     # 4. optimise
 
@@ -386,7 +390,7 @@ class Trainer:
             if parameter.grad is None:  # a process without rows in this step
                 parameter.grad = torch.zeros_like(parameter)
         if ranks.world() > 1:
-            flat = ranks.total(torch.cat([p.grad.flatten() for p in self.parameters]))
+            flat = ranks.total(torch.cat([p.grad.flatten() for p in self.parameters]))  # type: ignore[union-attr]  # set above
             for parameter, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters])):
                 parameter.grad = part.view_as(parameter)
         self.scaler.unscale_(self.optimizer)

@@ -66,7 +66,7 @@ class LabelChoices:
         if self.source.label == GOLD:
             right = [self.gold(rollout.rows[i]) == claim for i, claim in owners]
             return torch.tensor(right, dtype=torch.float32, device=backbone.device)
-        found, tau = backbone.scores(self.source.label, batch), self.source.threshold
+        found, tau = backbone.scores(str(self.source.label), batch), self.source.threshold
         return found if tau is None else found.clamp(max=tau)
 
     def gain(self, rewards: list[float], owners: list) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,8 +53,9 @@ def roll_out(
     """
     backbone.use("policy")
     backbone.model.eval()
-    repeated = [[part for part in parts for _ in range(samples)] for parts in (rows, prompts)]
-    rollout = Rollout(*repeated, *([None] * len(numbers) for _ in range(3)))
+    empty: list[Any] = [None] * len(numbers)
+    repeated = [row for row in rows for _ in range(samples)], [prompt for prompt in prompts for _ in range(samples)]
+    rollout = Rollout(*repeated, [*empty], [*empty], [*empty])
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
 
     def responses_of(batch: list[int]) -> list[int]:

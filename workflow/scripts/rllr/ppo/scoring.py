@@ -80,6 +80,7 @@ def mix(label: torch.Tensor | None, rationale: torch.Tensor | None, threshold: f
         threshold: tau on the raw scale of `label`; only read when both are given.
     """
     if rationale is None:
+        assert label is not None
         return label
     if label is None:
         return rationale

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,12 @@ from rllr.lm import fitting, models
 from rllr.lm.choices import continuation_logprobs
 from rllr.lm.generation import Reading
 from rllr.tasks import ANSWER, Task, read_label, respond
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from rllr.lm.tokens import Encoder
 
 FEWEST = 20  # validation rows of a task by which a temperature is fitted
 
@@ -47,7 +54,8 @@ def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
 
 
 def label_logprobs(
-    model, encoder, prompts: list[list[int]], answers: list[str], tasks: list[Task], batch_size: int, kind,
+    model: "PreTrainedModel", encoder: "Encoder", prompts: list[list[int]], answers: list[str], tasks: list[Task],
+    batch_size: int, kind: "torch.dtype",
     reading: Reading | None = None,
 ) -> list[dict[str, float] | None]:  # fmt: skip
     """Log-probability of each label where an answer decides (`completed`), given what stands before it; one dictionary

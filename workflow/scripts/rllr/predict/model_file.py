@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rllr.cli import UserError
+from rllr.config import IntOrAuto
 from rllr.files import read_json, write_json
 from rllr.tasks import Task, dump_tasks
+from rllr.version import stamp
 
 PATHS = ("config", "base", "adapter", "reward")
 
@@ -20,8 +22,8 @@ class PredictConfig:
     seed: int
     precision: str
     attention: str
-    batch_size: int | str  # auto until it is known what is loaded
-    max_new_tokens: int | str  # auto until rllr.lm.lengths.answer_room has said how many
+    batch_size: IntOrAuto  # auto until it is known what is loaded
+    max_new_tokens: IntOrAuto  # auto until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int
     votes: int
@@ -36,12 +38,14 @@ def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], 
         found: what prediction found out: max_new_tokens, room for an answer; votes, answers that vote (0: none do);
             temperatures of the tasks' label probabilities.
     """
-    relative = {name: paths[name] and os.path.relpath(paths[name], path.parent) for name in PATHS}
+    given = {name: paths[name] for name in PATHS}
+    relative = {name: place and os.path.relpath(place, path.parent) for name, place in given.items()}
     instructions: dict[str, str] = {}
     for row in rows:
         if row["input"]:
             instructions.setdefault(row["task"], row["instruction"])
     write_json(path, {**relative, **found, "tasks": dump_tasks(tasks), "instructions": instructions})
+    stamp(path)
 
 
 def find(folder: Path) -> tuple[dict[str, Path | None], dict[str, Task], dict]:

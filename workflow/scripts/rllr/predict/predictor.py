@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rllr.lm import fitting, models, rewards, sampling
 from rllr.lm.generation import decoded, stop_ids
@@ -48,6 +49,7 @@ class Predictor:
         if self.votes:
             yield from self._voted(rows, prompts)
             return
+        batches: Iterator[tuple[list[int], list[list[int]], Any]]
         if self.reward:
             batches = self._best_of(rows, prompts)
         else:
@@ -88,6 +90,7 @@ class Predictor:
     def _best_of(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[list[int]], None]]:
         """The sample with the highest reward of each prompt (the first among equals)."""
         n, config = self.config.best_of, self.config
+        assert self.reward is not None
         for batch, drawn in self._samples(rows, prompts, n):
             flat = [response for responses in drawn for response in responses]
             repeated = [prompts[i] for i in batch for _ in range(n)]

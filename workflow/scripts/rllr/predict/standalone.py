@@ -6,6 +6,7 @@ from pathlib import Path
 from rllr.files import atomic_dir
 from rllr.methods import METHODS
 from rllr.tasks import ANSWER
+from rllr.version import told
 
 # What a Python program says first to load the one base model that transformers does not know.
 OWN_CLASS = {
@@ -61,6 +62,7 @@ def card(config: dict, metrics: dict, used: dict, origin: dict, model_type: str)
             f"- Base model: {origin['id']} (revision {origin['revision']}), licence {origin['licence']},"
             f" {origin['parameters'] / 1e6:,.1f} million parameters",
             f"- Data: {metrics['data']}",
+            f"- Made with {told(used.get('made_with'))}",
             "",
             "## Tasks",
             "",

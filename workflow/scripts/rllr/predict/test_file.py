@@ -50,12 +50,15 @@ def prediction(row: dict, answer: dict, task: Task, temperature: float) -> dict:
 
 def temperatures(validation: list[dict], done: dict[str, dict], tasks: dict[str, Task]) -> dict[str, float]:
     """Task -> temperature under which its label probabilities fit the validation rows."""
-    found = defaultdict(list)
+    found: dict[str, list[tuple]] = defaultdict(list)
     for row in validation:
         logprobs = done[row["id"]].get("logprobs")
         if logprobs and tasks[row["task"]].kind != "score":
             found[row["task"]].append((logprobs, row["label"]))
-    return {task: round(fit_temperature(*zip(*rows, strict=True)), 4) for task, rows in found.items()}
+    return {
+        task: round(fit_temperature([found for found, _ in rows], [label for _, label in rows]), 4)
+        for task, rows in found.items()
+    }
 
 
 def predict_file(

@@ -36,7 +36,8 @@ class Texts:
         """For each text (`text`, for a task of two `text2`, and whatever else): the same with task, label, how sure
         it is, rationale and answer; `error` in their place where the prompt cannot be made.
         """
-        places, rows, prompts, found = [], [], [], [{} for _ in texts]
+        places, rows, prompts = [], [], []
+        found: list[dict] = [{} for _ in texts]
         for i, given in enumerate(texts):
             row = {"id": str(self.seen + i), "task": self.task.name, "instruction": self.instruction}
             row["input"] = self.task.input.format(text=given["text"], text2=given.get("text2", ""))

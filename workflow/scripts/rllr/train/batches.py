@@ -1,5 +1,8 @@
 """Optimiser batches for trl's trainers: every row once an epoch, whatever the number of processes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
@@ -36,6 +39,10 @@ class EveryRowOnce:
     """
 
     loss_is_scaled_for_ga = True
+    args: Any  # these, and `accelerator`, are the trainer's
+    train_dataset: Any
+    accelerator: Any
+    items: Callable[[dict], Any]
 
     def _get_train_sampler(self, train_dataset=None) -> OptimiserBatches:
         args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset

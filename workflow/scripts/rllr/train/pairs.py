@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
@@ -53,7 +54,7 @@ class PairsStage:
     config: TrainingConfig
     base: Path
     kind: torch.dtype
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     encoded: list[dict]
     folder: Path
 

@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import trl
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from rllr import cli, ranks
 from rllr.files import write_json, write_jsonl
@@ -44,7 +46,7 @@ def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor
     return (losses * span).sum(1) / span.sum(1).clamp(min=1)
 
 
-def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
+def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, **arguments):
     """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone.
 
     The two sides of a pair share their prompt in one pass, where the architecture allows it.
@@ -76,7 +78,7 @@ def make_trainer(model, pad: int, kind: torch.dtype, **arguments):
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
     # the call still goes through whatever wraps the model (DDP).
-    captured = {}
+    captured: dict[str, torch.Tensor] = {}
     trainer = PairTrainer(model=model, data_collator=collate, **arguments)
     head = trainer.model.get_base_model().score.modules_to_save["default"]
     head.register_forward_hook(lambda module, args, output: captured.update(scores=output))
@@ -87,7 +89,8 @@ def evaluate(
     reward: rewards.Reward, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, kind: torch.dtype
 ) -> tuple[dict, list[dict]]:
     """metrics.json and the scores behind it."""
-    metrics, scored = {}, []
+    metrics: dict[str, Any] = {}
+    scored: list[dict] = []
     for name, rows in rows_of.items():
         prompts, responses = both_sides(encode(rows, encoder))
         values = rewards.scores(reward, encoder.tokenizer, prompts, responses, batch_size, kind, f"scoring {name}")

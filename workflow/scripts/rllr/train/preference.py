@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import trl
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr.lm import models, rewards
 from rllr.lm.claims import claim_ends, claim_of
@@ -33,7 +34,9 @@ def preference_loss(
     return losses - sft_weight * logprobs[::2].sum(1) / kept[::2].sum(1)
 
 
-def add_reference(encoded: list[dict], model, tokenizer, batch_size: int, kind: torch.dtype) -> None:
+def add_reference(
+    encoded: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, kind: torch.dtype
+) -> None:
     """Give encoded pairs the log-likelihoods of both sides under the merged model, as `reference`."""
     plain, trunk = rewards.trunk_of(model)
     unembed = plain.get_output_embeddings()
@@ -47,7 +50,7 @@ def add_reference(encoded: list[dict], model, tokenizer, batch_size: int, kind: 
         row["reference"] = list(reference)
 
 
-def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
+def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
     """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
     shared = shares_prompts(model)
 
@@ -79,7 +82,7 @@ def make_trainer(model, pad: int, kind: torch.dtype, beta: float, sft_weight: fl
             return losses.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
 
     # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
-    predicting = {}
+    predicting: dict[str, torch.Tensor] = {}
     trainer = PreferenceTrainer(model=model, data_collator=collate, **arguments)
     unembed = trainer.accelerator.unwrap_model(trainer.model).get_base_model().get_output_embeddings()
     hook = unembed.register_forward_pre_hook(lambda module, args: (args[0][predicting["positions"]],))

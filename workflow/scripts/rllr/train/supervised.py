@@ -69,7 +69,7 @@ def collate(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": fill([row["input_ids"] for row in rows], pad, "cpu")[0],
         "labels": fill([row["labels"] for row in rows], IGNORED, "cpu")[0],
-        "weights": fill([row["weights"] for row in rows], 0.0, "cpu")[0],
+        "weights": fill([row["weights"] for row in rows], 0, "cpu")[0],
     }
 
 

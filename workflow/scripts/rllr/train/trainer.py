@@ -5,11 +5,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
+from rllr.config import IntOrAuto
 from rllr.files import atomic_dir, write_jsonl
 from rllr.tracking import Board
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, Trainer
 
 
 @dataclass
@@ -22,7 +28,7 @@ class TrainingConfig:
     learning_rate: float
     epochs: float
     batch_size: int
-    micro_batch_size: int | str  # auto until the stage has seen the device
+    micro_batch_size: IntOrAuto  # auto until the stage has seen the device
     weight_decay: float
     max_grad_norm: float
     warmup_steps: int
@@ -70,7 +76,7 @@ def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
     return batch_size // (micro_batch_size * processes)
 
 
-def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> dict:
+def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "torch.dtype") -> dict:
     """Arguments of trl's SFTConfig, RewardConfig and DPOConfig alike; logs the batch arithmetic."""
     import torch
 
@@ -113,7 +119,9 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind) -> 
     }
 
 
-def train(config: TrainingConfig, rows: int, folder: Path, out: Path, kind, build: Callable[[dict], object]):
+def train(
+    config: TrainingConfig, rows: int, folder: Path, out: Path, kind: "torch.dtype", build: Callable[[dict], Any]
+) -> Any:
     """Train to the end, with smaller micro-batches from the last checkpoint on where memory runs out.
 
     Args:
@@ -145,7 +153,7 @@ def train(config: TrainingConfig, rows: int, folder: Path, out: Path, kind, buil
         config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size))
 
 
-def run(trainer, folder: Path, out: Path) -> None:
+def run(trainer: "Trainer", folder: Path, out: Path) -> None:
     """Train from the newest whole checkpoint if there is one.
 
     Writes adapter/, train_log.jsonl and tensorboard/ into `out`.
@@ -203,7 +211,7 @@ def run(trainer, folder: Path, out: Path) -> None:
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), out / "adapter", state=state)
 
 
-def save_adapter(model, folder: Path, name: str = "default", state: dict | None = None) -> None:
+def save_adapter(model: "PreTrainedModel", folder: Path, name: str = "default", state: dict | None = None) -> None:
     """Write one LoRA adapter in PEFT's format, whole or not at all.
 
     Args:

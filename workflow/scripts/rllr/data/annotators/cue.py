@@ -124,8 +124,8 @@ class CueAnnotator:
         result = {}
         for task, (numbers, flat) in seen.items():
             codes, count = np.unique(np.array(flat, dtype=np.int64), return_counts=True)
-            number, cell = np.divmod(codes, self.folds * len(self.classes[task]))
-            result[task] = (list(numbers), number.astype(np.int32), cell.astype(np.int16), count.astype(np.int32))
+            number, place = np.divmod(codes, self.folds * len(self.classes[task]))
+            result[task] = (list(numbers), number.astype(np.int32), place.astype(np.int16), count.astype(np.int32))
         return result
 
     def fit(self, counts: Iterator[dict]) -> None:

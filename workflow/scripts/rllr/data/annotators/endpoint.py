@@ -31,7 +31,7 @@ class Settings:
     prompt: str
     cache: str  # SQLite file
     system: str | None = None
-    judge_prompt: str | None = None
+    judge_prompt: str = ""  # needed where pairs are judged
     key_from: str = "OPENAI_API_KEY"
     temperature: float = 0.7
     max_tokens: int = 120

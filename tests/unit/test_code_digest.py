@@ -1,0 +1,63 @@
+"""What the digest of a module leaves out, and what not."""
+
+import pytest
+
+from rllr import provenance
+
+CODE = """
+from dataclasses import dataclass
+from math import log
+
+@dataclass
+class A:
+    x: int
+    y = 1
+
+def f(a, b=2):
+    c = log(a)
+    return c + b
+"""
+
+
+def digest(folder, text):
+    file = folder / f"{len([*folder.iterdir()])}.py"
+    file.write_text(text)
+    return provenance._digest_of(file)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("def f(a, b=2):", "def f(a: float, b: int = 2) -> float:"),
+        ("c = log(a)", "c: float = log(a)"),
+        ("x: int", "x: float"),
+        ("from math import log", "from math import log\nfrom typing import Any"),
+        ("@dataclass", "if TYPE_CHECKING:\n    import torch\n\n@dataclass"),
+        ("    c = log", "    stamp(a)\n    c = log"),
+        ("from math import log", "from math import log\nfrom rllr.version import stamp"),
+        ("    c = log", "    # why\n    c = log"),
+    ],
+)
+def test_types_stamps_and_comments_count_for_nothing(tmp_path, old, new):
+    assert old in CODE
+    assert digest(tmp_path, CODE) == digest(tmp_path, CODE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("b=2", "b=3"),
+        ("    y = 1", "    y: int = 1"),
+        ("    x: int\n", ""),
+        ("log(a)", "log(b)"),
+        ("from math", "from numpy"),
+    ],
+)
+def test_what_is_computed_counts(tmp_path, old, new):
+    assert old in CODE
+    assert digest(tmp_path, CODE) != digest(tmp_path, CODE.replace(old, new))
+
+
+def test_no_stage_rests_on_the_version():
+    for program in ("base.py", "predict.py"):
+        assert provenance.PROGRAMS / "rllr" / "version.py" not in provenance.deciding(program)
