@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -28,7 +29,7 @@ RESPONSES = [[5, 6, 2], [7], [8, 9, 10, 11, 2], [2], [12, 13], [14, 15, 16, 2], 
 def config(**changes) -> PPOConfig:
     values = dict(
         model="tiny", stage="rllr_mix", seed=1, precision="fp32", attention="auto",
-        lora=LORA, learning_rate=1e-3, epochs=1, batch_size=8,
+        lora=LORA, learning_rate=1e-3, warmup_iterations=0, epochs=1, batch_size=8,
         micro_batch_size=8, rollout_batch_size=8, cutoff=128, max_new_tokens=6, temperature=1.0,
         samples_per_prompt=1, baseline="value",
         label_reward_threshold=0.5, score_norm=True, kl_beta=0.2, kl_target=6.0, kl_horizon=10000, gamma=1.0,
@@ -37,6 +38,18 @@ def config(**changes) -> PPOConfig:
         keep="last",
     )  # fmt: skip
     return PPOConfig(**{**values, **changes})
+
+
+def test_the_learning_rate_climbs_and_falls(merged, reward_folders, tokenizer, demo_tasks):
+    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, learning_rate=1.0, warmup_iterations=4)
+    rates = []
+    for trainer.iteration in range(10):
+        rates.append(trainer.learning_rate())
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 6)) for i in range(6)])
+    trainer.config.warmup_iterations = 0  # as published
+    trainer.iteration = 5
+    assert trainer.learning_rate() == pytest.approx(0.5)
 
 
 def make_backbone(

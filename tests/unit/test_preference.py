@@ -118,6 +118,24 @@ def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, t
         assert torch.allclose(parameter.grad, gradient, atol=1e-6, rtol=1e-3), name
 
 
+def test_with_several_responses_each_prompts_labels_count_once(merged, claim_folder, tokenizer, demo_tasks):
+    """And a response's rationale is measured against the other responses to its prompt."""
+    tasks = {"movie_reviews": demo_tasks["movie_reviews"]}
+    trainer = make_trainer(
+        merged, {"rm_rllr": claim_folder}, tokenizer, tasks, rewards=Rewards("rm_rllr", None, None), policy_std=0.3,
+        baseline="all_labels", samples_per_prompt=2, kl_beta=0.5,
+        claims={"movie_reviews": {label: f"It is {label}," for label in tasks["movie_reviews"].labels}},
+    )  # fmt: skip
+    rollout = trainer.roll_out(rows(3), PROMPTS[:3], 0, list(range(3)))
+    texts, _, scores = trainer.score(rollout)
+    batch, _ = trainer.advantages(rollout, texts, scores)
+    assert batch.advantages.reshape(3, 2).sum(1).abs().max() < 1e-5 < batch.advantages.abs().max()
+    seen = []
+    trainer.learn_labels = lambda rollout, rows: seen.extend(rollout.rows[i]["id"] for i in rows) or {}
+    trainer.optimise(batch)
+    assert sorted(seen) == ["r0", "r1", "r2"]
+
+
 KINDS = {
     "topics": Task("topics", "label", ("sports", "world", "a cat")),
     "pairs": Task("pairs", "label", ("equivalent", "not equivalent")),

@@ -45,6 +45,7 @@ class PPOConfig:
     attention: str
     lora: dict
     learning_rate: float
+    warmup_iterations: int
     epochs: int
     batch_size: int
     micro_batch_size: IntOrAuto  # auto, as the next one, until the run has seen the device
@@ -210,7 +211,7 @@ class Trainer:
         mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
         reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
         divergence = ((old - reference) * mask).sum(1)
-        if self.exact:
+        if self.exact and config.samples_per_prompt == 1:
             rewards = scores - self.kl.beta * divergence
             everyone = torch.tensor(ranks.gather(rewards.tolist()), device=device)
             batch = Batch(rollout, texts, mask, old, rewards - everyone.mean())
@@ -272,8 +273,12 @@ class Trainer:
         return {**mean, "learning_rate": self.learning_rate()}
 
     def learning_rate(self) -> float:
-        """Cosine from the peak to 0 over the run, without warm-up."""
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
+        """Up to the peak in `warmup_iterations`, then a cosine down to 0 over the rest of the run."""
+        config, warmup = self.config, self.config.warmup_iterations
+        if self.iteration < warmup:
+            return config.learning_rate * (self.iteration + 1) / warmup
+        done = (self.iteration - warmup) / (self.iterations - warmup)
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def update(self, batch: Batch, rows: list[int]) -> dict:
         """One optimiser step on the responses `rows` of the batch, micro-batch by micro-batch.
@@ -309,7 +314,7 @@ class Trainer:
         sums = self.accumulate(rows, learn) + torch.zeros(5, device=device)  # also of a process without rows
         if batch.value_loss is not None:
             sums[2] = batch.value_loss
-        label = self.learn_labels(batch.rollout, rows) if self.exact else {}
+        label = self.learn_labels(batch.rollout, rows[:: config.samples_per_prompt]) if self.exact else {}
         counts = torch.stack([count, count, tokens, tokens, tokens])
         policy, clipped, value, ratio, drift = (ranks.total(sums) / counts).tolist()
         norm, skipped = self.reduce_gradients(batch, rows), ratio > config.ratio_limit
