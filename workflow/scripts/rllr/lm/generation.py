@@ -1,14 +1,20 @@
-"""Decoding: greedy for prediction, sampling for rollouts. One loop, so both stop, pad and cut alike."""
+"""Decoding: greedy for prediction, sampling for rollouts, which stop, pad and cut alike.
+
+On a CPU rows that are done leave the batch. On a GPU a step costs the same for many rows as for few, and launching its
+kernels one by one more than running them: there the shapes stay, and a step is captured once and replayed.
+"""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from rllr.cli import log
 from rllr.lm import models
+from rllr.lm.packing import shares_prompts
 from rllr.lm.padding import fill
 
 
@@ -62,6 +68,24 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self.store[..., : self.length, :]
 
 
+class FixedLayer(DynamicLayer):
+    """A cache layer that never grows, written at the column that a tensor names.
+
+    Args:
+        store: (2, B, heads, L, D) keys and values. column: (1,), shared by all layers.
+    """
+
+    def __init__(self, store: torch.Tensor, column: torch.Tensor) -> None:
+        super().__init__()
+        (self.keys, self.values), self.column, self.is_initialized = store, column, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Write (B, heads, 1, D) keys and values; returns all L columns."""
+        self.keys.index_copy_(2, self.column, key_states)
+        self.values.index_copy_(2, self.column, value_states)
+        return self.keys, self.values
+
+
 @dataclass
 class Reading:
     """Keys and values of B prompts, left-padded to T columns, before anything is written behind them.
@@ -97,6 +121,11 @@ def positions_for(model, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"position_ids": positions} if takes else {}
 
 
+def takes_masks(model) -> bool:
+    """Whether a model attends under a mask of one's own: not with ALiBi, and not by flash-attention."""
+    return shares_prompts(model) and "flash" not in models.without_peft(model).config._attn_implementation
+
+
 @torch.no_grad()
 def read(model, prompts: list[list[int]], pad: int) -> Reading:
     """Read prompts (token ids) without answering them."""
@@ -120,6 +149,23 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     cdf = logits.double().softmax(-1).cumsum(-1)
     threshold = uniforms.to(cdf)[:, None] * cdf[:, -1:]
     return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def choose(
+    logits: torch.Tensor, uniforms: torch.Tensor | None, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B,) tokens, their log-probabilities and the entropies of their distributions; greedy without `uniforms`, where
+    there is no use for the latter two, which are NaN.
+
+    Args:
+        logits: (B, V) fp32. uniforms: (B,) in [0, 1).
+    """
+    if uniforms is None:
+        return logits.argmax(-1), *[logits.new_full(logits.shape[:1], float("nan"))] * 2
+    logits = logits / temperature
+    tokens = draw(logits, uniforms)
+    logp = logits.log_softmax(-1)
+    return tokens, logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
 
 def stop_ids(model, tokenizer) -> list[int]:
@@ -146,8 +192,9 @@ def generate(
     temperature: float = 1.0,
     samples: int = 1,
     keep_reading: bool = False,
+    fixed: bool | None = None,
 ) -> Generated:
-    """Decode responses to `prompts` side by side; rows that are done leave the batch.
+    """Decode responses to `prompts` side by side.
 
     Args:
         model: a causal language model (PEFT or plain) in eval mode.
@@ -156,6 +203,8 @@ def generate(
         uniforms: (B * samples, max_new_tokens) numbers in [0, 1) that decide the samples; None decodes greedily.
         samples: responses to each prompt, which is read once for all of them; they stand next to each other.
         keep_reading: keep what was computed of the prompts.
+        fixed: rows that are done stay, and so do the shapes (`decode_fixed`); None: on a GPU, for models that take a
+            mask of one's own.
     """
     device = next(model.parameters()).device
     ids, mask = fill(prompts, pad, device, left=True)
@@ -163,6 +212,7 @@ def generate(
     count = len(prompts) * samples
     result = Generated(*([[] for _ in range(count)] for _ in range(3)))  # type: ignore[arg-type]  # three fields of four
     alive, ends = torch.arange(count), torch.tensor(list(stops), device=device)
+    fixed = device.type == "cuda" and takes_masks(model) if fixed is None else fixed
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     # The last position by its index: the slice that a plain 1 stands for is not contiguous, and for that PyTorch's
     # product on a CPU copies the output layer once for every row (1.8 GB in bf16 for 32 rows of the demo's model).
@@ -178,17 +228,13 @@ def generate(
         if step == 0 and samples > 1:
             cache.batch_repeat_interleave(samples)
             logits, mask, positions = (part.repeat_interleave(samples, 0) for part in (logits, mask, positions))
-        if uniforms is None:
-            tokens = logits.argmax(-1)
-            # Greedy decoding has no use for them.
-            logprobs = entropies = [float("nan")] * len(alive)
-        else:
-            logits = logits / temperature
-            tokens = draw(logits, uniforms[alive, step].to(device))
-            logp = logits.log_softmax(-1)
-            logprobs = logp.gather(1, tokens[:, None])[:, 0].tolist()
-            entropies = (-(logp.exp() * logp).sum(-1)).tolist()
-        for row, token, logprob, entropy in zip(alive.tolist(), tokens.tolist(), logprobs, entropies, strict=True):
+        if fixed:
+            decode_fixed(model, cache, mask, positions, logits, ends, max_new_tokens, uniforms, temperature, result)
+            return result
+        numbers = None if uniforms is None else uniforms[alive, step].to(device)
+        tokens, *measured = choose(logits, numbers, temperature)
+        values = (part.tolist() for part in (alive, tokens, *measured))
+        for row, token, logprob, entropy in zip(*values, strict=True):
             result.responses[row].append(token)
             result.logprobs[row].append(logprob)
             result.entropies[row].append(entropy)
@@ -202,3 +248,82 @@ def generate(
             ids, positions, mask = ids[running], positions[running], mask[running]
             alive = alive[running.cpu()]
     return result
+
+
+BUCKET = 64  # columns: kernels like round numbers
+LOOK = 16  # steps between looks at whether all rows are done, for each of which the device is waited for
+WARM = 3  # steps before one is captured
+
+
+def decode_fixed(
+    model, cache: Cache, mask: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor, ends: torch.Tensor,
+    max_new_tokens: int, uniforms: torch.Tensor | None, temperature: float, result: Generated,
+) -> None:  # fmt: skip
+    """The steps of `generate` after B prompts are read, in shapes that stay, as a CUDA graph where there is a GPU.
+
+    Args:
+        cache, mask, positions, logits: of the prompts: mask and positions (B, T), logits (B, V) of the first token. The
+            cache is emptied.
+        result: filled.
+    """
+    (rows, length), device = mask.shape, mask.device
+    columns = -(-(length + max_new_tokens) // BUCKET) * BUCKET
+    column, step = torch.tensor([length], device=device), torch.tensor([0], device=device)
+    layers, kind = [], cache.layers[0].keys.dtype
+    for layer in cache.layers:
+        store = layer.store.new_zeros(*layer.store.shape[:3], columns, layer.store.shape[-1])
+        store[..., :length, :] = layer.store[..., :length, :]
+        layers.append(FixedLayer(store, column))
+        layer.store = layer.keys = layer.values = None
+    held = Cache(layers=layers)
+    hidden = torch.full((rows, 1, 1, columns), torch.finfo(kind).min, dtype=kind, device=device)
+    hidden[:, 0, 0, :length].masked_fill_(mask.bool(), 0.0)
+    tokens, positions = torch.zeros(rows, 1, dtype=torch.long, device=device), positions[:, -1:] + 1
+    numbers = None if uniforms is None else uniforms.to(device)
+    said = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
+    found = (said, *(torch.zeros(rows, max_new_tokens, device=device) for _ in range(2)))
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def keep(logits: torch.Tensor) -> None:
+        chosen = choose(logits, None if numbers is None else numbers.index_select(1, step)[:, 0], temperature)
+        for part, values in zip(found, chosen, strict=True):
+            part.index_copy_(1, step, values[:, None])
+        tokens.copy_(chosen[0][:, None])
+        done.logical_or_((tokens == ends).any(1))
+        step.add_(1)
+
+    def advance() -> None:
+        hidden.index_fill_(3, column, 0.0)
+        output = model(
+            input_ids=tokens, attention_mask=hidden, position_ids=positions, past_key_values=held, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        column.add_(1)
+        positions.add_(1)
+        keep(output.logits[:, -1].float())
+
+    keep(logits)
+    take, made = advance, 1
+    while made < max_new_tokens and (made % LOOK or not done.all()):
+        if made == WARM and device.type == "cuda" and max_new_tokens > LOOK:
+            take = captured(advance)
+        take()
+        made += 1
+    stops = set(ends.tolist())
+    for row, (own, *measured) in enumerate(zip(*(part[:, :made].tolist() for part in found), strict=True)):
+        end = next((place for place, token in enumerate(own) if token in stops), made - 1) + 1
+        result.responses[row], result.logprobs[row], result.entropies[row] = (part[:end] for part in (own, *measured))
+
+
+def captured(function: Callable[[], None]) -> Callable[[], None]:
+    """`function`, which works on the same tensors at every call, as a CUDA graph; itself where that cannot be had."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        log(f"decoding: no CUDA graph ({str(error).splitlines()[0]:.100}); every step is launched by itself")
+        return function
+    return graph.replay
