@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint docs figures check-gpu bench-ppo unlock
+.PHONY: demo study test soak test-all test-slurm lint docs figures locks check-gpu bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -64,6 +64,17 @@ lint: $(ENV)/.ready-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
+# Every dependency of requirements.txt, exactly: with PyTorch's CPU build (and what tests and linters need), and with its
+# CUDA build. Versions that are locked stay unless UPGRADE=--upgrade; CPU_BUILD may name a folder of wheels instead.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CPU_BUILD := --torch-backend cpu
+UV := $(BIN)/uv pip compile --quiet --no-annotate --no-header --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 $(UPGRADE)
+locks: $(ENV)/.ready-dev
+	$(UV) requirements.txt --output-file locks/cuda.txt
+	$(UV) requirements-dev.txt $(CPU_BUILD) --output-file locks/cpu.txt
+	sed -i '1i --extra-index-url $(CPU_INDEX)' locks/cpu.txt
+
 # The picture of the stages in the README.
 figures: $(ENV)/.ready
 	$(BIN)/snakemake --rulegraph dot results/report.html results/summary.html results/smollm2/dpo/metrics.json \
@@ -72,7 +83,7 @@ figures: $(ENV)/.ready
 # The pages as a site in site/; a broken link is an error.
 docs: $(ENV)/.ready-dev
 	rm -rf .site && mkdir .site
-	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' 'profiles/*' CITATION.cff LICENSE) .site
+	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' 'profiles/*' 'locks/*' Dockerfile CITATION.cff LICENSE) .site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).

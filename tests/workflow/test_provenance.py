@@ -177,6 +177,10 @@ def test_a_run_folders_own_config_and_stages_come_first(again):
     assert yaml.safe_load((again.folder / "results/tiny/predict/config.yaml").read_text())["seed"] == 3
 
 
+def test_trackers_rerun_nothing(again):
+    assert again.planned(*ALL, "--config", "report_to=[tensorboard,wandb,mlflow]") == set()
+
+
 def test_a_changed_answer_pattern_retrains_what_reads_labels(again):
     path = again.folder / "config/data/demo.yaml"
     config = yaml.safe_load(path.read_text())

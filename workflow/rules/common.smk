@@ -19,7 +19,7 @@ sys.path.insert(0, str(PROGRAMS))
 # `--sdm conda` that of the environment built from environment.yml. Where programs and store lie is told in the same way.
 # (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
 STORE = f"{config['prepared']}/store"
-EXPORTS = {"PROGRAMS": PROGRAMS, "STORE": STORE}
+EXPORTS = {"PROGRAMS": PROGRAMS, "STORE": STORE, "RLLR_REPORT_TO": " ".join(config["report_to"])}
 if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
     EXPORTS["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
 shell.prefix(
