@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from rllr import checkpoints
 from rllr.cli import UserError, machine_fault
-from rllr.config import load_stage, load_yaml, merge, schema, stage_config, typed
+from rllr.config import load_stage, load_yaml, merge, schema, shares, stage_config, typed
 from rllr.files import atomic_dir, atomic_file, read_jsonl, stage_lock, write_json
 from rllr.lm.tokens import Encoder
 from rllr.rows import read_pairs, read_prompts, read_responses
 from rllr.train.pairwise import pair_metrics, pairwise_loss
-from rllr.train.trainer import SupervisedConfig, accumulation
+from rllr.train.trainer import SupervisedConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,9 +172,9 @@ def test_a_stage_config_is_checked(tmp_path, change, expected):
 
 
 def test_uneven_batches_are_refused():
-    assert accumulation(32, 4, 2) == 4
+    assert shares(32, "micro_batch_size", 4, 2) == 4
     with pytest.raises(UserError, match="not a multiple"):
-        accumulation(32, 5, 1)
+        shares(32, "micro_batch_size", 5, 1)
 
 
 def test_keeping_the_best_adapter_needs_validation():

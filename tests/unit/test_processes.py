@@ -163,12 +163,12 @@ def test_uneven_settings_end_at_once_in_one_line(stage):
 
 @pytest.mark.parametrize("model", ["llama2-13b", "baichuan2-13b"])
 def test_the_13b_models_divide_over_four_processes(model):
-    from rllr.train.trainer import accumulation
+    from rllr.config import shares
 
     defaults, config = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / f"config/models/{model}.yaml")
     for stage in ("sft", "sft_wrat", "rm_rlhf", "rm_rllr"):
         resolved = stage_config(defaults, config, stage, 1, model)
-        assert accumulation(resolved["batch_size"], resolved["micro_batch_size"], 4) >= 1
+        assert shares(resolved["batch_size"], "micro_batch_size", resolved["micro_batch_size"], 4) >= 1
     assert stage_config(defaults, config, "rllr_mix", 1, model)["batch_size"] % 4 == 0
 
 

@@ -111,6 +111,19 @@ def check_model(value: Any, where: str) -> None:
     validate(value, schema("model"), where)
 
 
+def shares(batch_size: int, name: str, part: int, processes: int, where: str = "") -> int:
+    """Parts of a batch on each process: micro-batches of `part` rows, or rows of each of `part` optimiser steps.
+
+    Raises:
+        UserError: the batch does not divide evenly; rows would silently be dropped or doubled.
+    """
+    if batch_size % (part * processes):
+        raise UserError(
+            f"{where}batch_size {batch_size} is not a multiple of {name} {part} x {processes} processes (launch)"
+        )
+    return batch_size // (part * processes)
+
+
 def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str) -> dict:
     """Every hyperparameter `stage` runs with: defaults, the model's shared section, what makes the method itself
     (`settings` of its entry), the model's own section.
@@ -144,12 +157,9 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
         )
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
-    rows = 1 if part and resolved[part] == "auto" else resolved.get(part)
-    if part and resolved["batch_size"] % (rows * processes):
-        raise UserError(
-            f"{where}: {stage}: batch_size {resolved['batch_size']} is not a multiple of {part} {rows} "
-            f"x {processes} processes (launch)"
-        )
+    if part:
+        rows = 1 if resolved[part] == "auto" else resolved[part]
+        shares(resolved["batch_size"], part, rows, processes, f"{where}: {stage}: ")
     resolved["stage"] = stage
     resolved["seed"] = seed
     if section != "predict":

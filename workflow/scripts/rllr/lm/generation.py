@@ -161,7 +161,8 @@ def choose(
         logits: (B, V) fp32. uniforms: (B,) in [0, 1).
     """
     if uniforms is None:
-        return logits.argmax(-1), *[logits.new_full(logits.shape[:1], float("nan"))] * 2
+        unknown = logits.new_full(logits.shape[:1], float("nan"))
+        return logits.argmax(-1), unknown, unknown
     logits = logits / temperature
     tokens = draw(logits, uniforms)
     logp = logits.log_softmax(-1)

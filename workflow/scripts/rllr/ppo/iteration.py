@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
 from rllr.cli import UserError
-from rllr.config import IntOrAuto
+from rllr.config import IntOrAuto, shares
 from rllr.lm import budget, fitting
 from rllr.lm.claims import claim_part
 from rllr.lm.generation import decoded, stop_ids
@@ -112,11 +112,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config = self.config
-        if config.batch_size % (config.updates * ranks.world()):
-            raise UserError(
-                f"batch_size {config.batch_size} is not a multiple of updates {config.updates} "
-                f"x {ranks.world()} processes"
-            )
+        shares(config.batch_size, "updates", config.updates, ranks.world())
         self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
         self.exact = config.baseline == "all_labels"
         if self.exact:

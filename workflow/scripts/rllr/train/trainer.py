@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
-from rllr.config import IntOrAuto
+from rllr.config import IntOrAuto, shares
 from rllr.files import atomic_dir, write_jsonl
 from rllr.tracking import Board
 
@@ -63,19 +63,6 @@ class PreferenceConfig(TrainingConfig):
     sft_weight: float
 
 
-def accumulation(batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Forward passes per optimiser step and device.
-
-    Raises:
-        UserError: the batch does not divide evenly; rows would silently be dropped or doubled.
-    """
-    if batch_size % (micro_batch_size * processes):
-        raise UserError(
-            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size} x {processes} processes"
-        )
-    return batch_size // (micro_batch_size * processes)
-
-
 def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "torch.dtype") -> dict:
     """Arguments of trl's SFTConfig, RewardConfig and DPOConfig alike; logs the batch arithmetic."""
     import torch
@@ -86,7 +73,7 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "to
             "or set CUDA_VISIBLE_DEVICES to one of them"
         )
     processes = ranks.world()
-    steps_per_batch = accumulation(config.batch_size, config.micro_batch_size, processes)
+    steps_per_batch = shares(config.batch_size, "micro_batch_size", config.micro_batch_size, processes)
     steps = math.ceil(math.ceil(rows / config.batch_size) * config.epochs)
     log(
         f"batch: {config.micro_batch_size} rows x {steps_per_batch} accumulation x {processes} processes "
