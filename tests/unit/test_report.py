@@ -305,8 +305,8 @@ def test_batches_change_no_answer(merged, tokenizer):
 
     def answers(size: int, drawn=None) -> dict[int, list[int]]:
         found = {}
-        for indices, responses in sampling.respond(model, tokenizer, prompts, size, 8, torch.float32, drawn):
-            found.update(zip(indices, responses, strict=True))
+        for indices, result in sampling.respond(model, tokenizer, prompts, size, 8, torch.float32, drawn):
+            found.update(zip(indices, result.responses, strict=True))
         return found
 
     assert answers(1) == answers(2) == answers(5)
