@@ -38,8 +38,8 @@ def our_answers(model, tokenizer, prompts: list[str], new_tokens: int, batch_siz
 
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found = [""] * len(ids)
-    for indices, responses in sampling.respond(model, tokenizer, ids, batch_size, new_tokens, kind):
-        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    for indices, result in sampling.respond(model, tokenizer, ids, batch_size, new_tokens, kind):
+        texts = tokenizer.batch_decode(result.responses, skip_special_tokens=True)
         for i, text in zip(indices, texts, strict=True):
             found[i] = text
     return found

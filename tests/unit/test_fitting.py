@@ -113,6 +113,12 @@ def test_a_micro_batch_divides_the_batch_and_a_rollout_is_not_below_it(monkeypat
     assert fitting.settled(config, mistral, "predict").batch_size == fitting.UNKNOWN
 
 
+def test_processes_agree_on_the_number_that_fits_them_all(monkeypatch, mistral):
+    has(monkeypatch, 1000)
+    monkeypatch.setattr(fitting.ranks, "gather", lambda value: [*value, 4])  # the other one's device is fuller
+    assert fitting.settled(resolved("sft_wrat", micro_batch_size="auto"), mistral, "sft").micro_batch_size == 4
+
+
 # Results
 
 

@@ -207,7 +207,8 @@ HARMLESS = [
     ("workflow/scripts/rllr/lm/models.py", lambda text: text.replace("precision fp16 needs a GPU", "fp16 needs one")),
     ("workflow/scripts/rllr/lm/models.py", lambda text: text.replace("no weights; expected", "no weights: expected")),
     *((f"workflow/scripts/rllr/{name}.py", lambda text: text + "\nADDED = 1\n")
-      for name in ("cli", "files", "ranks", "checkpoints", "store", "lm/budget", "evaluate/plots", "evaluate/html")),
+      for name in ("cli", "files", "gpus", "ranks", "checkpoints", "store", "lm/budget", "lm/fitting",
+                   "evaluate/plots", "evaluate/html")),
 ]  # fmt: skip
 
 

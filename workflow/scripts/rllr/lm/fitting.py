@@ -45,6 +45,7 @@ def settled(config: Any, base: Path, section: str, rewards: int = 0) -> Any:
                 break
             if section in ("ppo", "predict") or share % size == 0:
                 values[key] = size
+        values[key] = min(ranks.gather([values[key]]))  # accumulation goes in step on all processes
         if section == "ppo":  # that many responses has an iteration
             values[key] = max(values[key], share) if key == "rollout_batch_size" else min(values[key], share)
         log(f"{key}: auto, {values[key]} rows at a time on {device}")
