@@ -15,6 +15,11 @@ from rllr.methods import METHODS, SECTIONS
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 
+if typing.TYPE_CHECKING:
+    Room = int  # what max_new_tokens is wherever it is counted with
+else:
+    Room = int | str  # what a config may say: `auto`, until rllr.lm.lengths.answer_room has said how many
+
 
 def load_yaml(path: Path | str) -> Any:
     """Read a YAML file.

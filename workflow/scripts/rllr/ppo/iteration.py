@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
 from rllr.cli import UserError
+from rllr.config import Room
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
 from rllr.lm.rewards import claim_part
@@ -49,7 +50,7 @@ class PPOConfig:
     micro_batch_size: int
     rollout_batch_size: int
     cutoff: int
-    max_new_tokens: int  # `auto` until the run has read the training responses
+    max_new_tokens: Room  # `auto` until the run has read the training responses
     temperature: float
     samples_per_prompt: int
     baseline: str

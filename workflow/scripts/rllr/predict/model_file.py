@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rllr.cli import UserError
+from rllr.config import Room
 from rllr.files import read_json, write_json
 from rllr.tasks import Task, dump_tasks
 from rllr.version import stamp
@@ -22,7 +23,7 @@ class PredictConfig:
     precision: str
     attention: str
     batch_size: int
-    max_new_tokens: int  # `auto` until rllr.lm.lengths.answer_room has said how many
+    max_new_tokens: Room  # `auto` until rllr.lm.lengths.answer_room has said how many
     cutoff: int
     best_of: int
     votes: int
