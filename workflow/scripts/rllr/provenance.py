@@ -17,7 +17,7 @@ PROGRAMS = Path(__file__).resolve().parents[1]
 # its config.yaml, so that `config` and `methods`, which make it, do not count again.
 NOT_DECIDING = {
     "rllr.cli", "rllr.files", "rllr.store", "rllr.provenance", "rllr.checkpoints", "rllr.ranks", "rllr.tracking",
-    "rllr.version", "rllr.config", "rllr.methods", "rllr.lm.budget",
+    "rllr.version", "rllr.sharing", "rllr.config", "rllr.methods", "rllr.lm.budget",
 }  # fmt: skip
 MESSAGES = {"log", "warn", "print", "set_description", "set_postfix", "error"}
 STAMPS = "rllr.version"  # its import and its function `stamp`, which says what code wrote a file, count for nothing
