@@ -7,12 +7,17 @@
 
 from os.path import exists
 
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.27")
 
+# As a module that Snakemake reads out of a repository there would be no programs beside it.
+if not exists(str(workflow.current_basedir)):
+    raise WorkflowError("rllr runs out of a folder: git clone it, and name the clone's Snakefile as the module's")
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+
+configfile: f"{workflow.current_basedir}/config/config.yaml"
 
 
 # A run folder's own, laid over the project's.

@@ -249,6 +249,32 @@ def test_commands_of_snakemake_plan_something(checkout, command):
     assert "digraph" in done.stdout if not dry else "Nothing to be done" not in done.stdout + done.stderr
 
 
+MODULE = """
+module rllr:
+    snakefile: "{project}/Snakefile"
+    config: config
+
+use rule * from rllr as rllr_*
+
+rule mine:
+    default_target: True
+    input: "results/tiny/sft/metrics.json"
+    output: "results/mine/of/another/kind.txt"
+    shell: "cp {{input}} {{output}}"
+"""
+
+
+def test_another_workflow_uses_the_rules_as_a_module(checkout, tmp_path):
+    (tmp_path / "workflow").mkdir()
+    (tmp_path / "workflow" / "Snakefile").write_text(MODULE.format(project=checkout))
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--configfile", checkout / "config/config.yaml"]
+    for target in ([], ["--", "results/mine/of/another/kind.txt"]):  # one that would be no model of this project's
+        done = subprocess.run([*command, *target], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        text = done.stdout + done.stderr
+        assert done.returncode == 0, text
+        assert re.search(r"^rllr_sft +1$", text, re.MULTILINE) and re.search(r"^mine +1$", text, re.MULTILINE)
+
+
 def test_the_picture_is_snakemakes_graph(checkout):
     """Drawn anew it is the same; and an edge of Snakemake's is an arrow, or implied by arrows."""
     (recipe,) = re.findall(r"^figures:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -19,6 +19,8 @@ def targets():
     """The files asked for, by Snakemake's own reading of its command line; those of `rule all` where none are."""
     if Path(sys.argv[0]).stem not in ("snakemake", "__main__"):  # used as a library
         return []
+    if Path(workflow.main_snakefile) != ROOT / "Snakefile":  # a module: targets are the other workflow's
+        return []
     _, arguments = parse_args(sys.argv[1:])
     if arguments.target_jobs or arguments.list_rules or arguments.unlock:
         return []

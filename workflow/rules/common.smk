@@ -11,7 +11,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-ROOT = Path(workflow.basedir)
+ROOT = Path(str(workflow.current_basedir)).parents[1]  # as a module it is not the workflow's
 PROGRAMS = ROOT / "workflow" / "scripts"  # said in shell commands alone: where the project lies is no reason to rerun
 sys.path.insert(0, str(PROGRAMS))
 

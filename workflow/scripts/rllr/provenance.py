@@ -17,11 +17,13 @@ PROGRAMS = Path(__file__).resolve().parents[1]
 # its config.yaml, so that `config` and `methods`, which make it, do not count again.
 NOT_DECIDING = {
     "rllr.cli", "rllr.files", "rllr.store", "rllr.provenance", "rllr.checkpoints", "rllr.ranks", "rllr.tracking",
-    "rllr.gpus", "rllr.version", "rllr.config", "rllr.methods", "rllr.lm.budget", "rllr.lm.fitting",
+    "rllr.gpus", "rllr.version", "rllr.sharing", "rllr.config", "rllr.methods", "rllr.lm.budget", "rllr.lm.fitting",
 }  # fmt: skip
 MESSAGES = {"log", "warn", "print", "set_description", "set_postfix", "error"}
 STAMPS = "rllr.version"  # its import and its function `stamp`, which says what code wrote a file, count for nothing
 LABELS = {"desc", "help", "description"}  # keyword arguments that are shown and nothing else
+
+FIELD = 2  # marks a field of a class; ast has 1 for a plain name
 
 
 class _Deciding(ast.NodeTransformer):
@@ -38,7 +40,7 @@ class _Deciding(ast.NodeTransformer):
     def visit_ClassDef(self, node):
         for field in node.body:
             if isinstance(field, ast.AnnAssign):
-                field.annotation = None  # a field is one by its type, whichever that is
+                field.simple = FIELD
         return self._body(node)
 
     def visit_FunctionDef(self, node):
@@ -52,14 +54,13 @@ class _Deciding(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node):
         self.generic_visit(node)
-        if node.annotation is None:
-            node.annotation = ast.Constant(None)
-            return node
+        if node.simple == FIELD:
+            return node  # by its type a value of a config is read
         return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else None
 
     def visit_If(self, node):
         self.generic_visit(node)
-        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
+        return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
     def visit_Raise(self, node):
         call = node.exc
