@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv
 BIN := $(ENV)/bin
 
-.PHONY: demo study test soak test-all test-slurm lint docs figures locks check-gpu bench-ppo unlock
+.PHONY: demo study keep-results test soak test-all test-slurm lint docs figures locks check-gpu bench-ppo unlock
 
 $(ENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -42,6 +42,11 @@ study: $(ENV)/.ready
 	done
 	$(BIN)/python workflow/scripts/summary.py --results $(SEEDS:%=runs/seed%/results) --models $(MODEL) \
 	  --methods $(STUDIED) --out runs
+
+# What docs/results.md shows of a study.
+keep-results:
+	mkdir -p docs/results/$(DATA)
+	cp runs/summary.md runs/summary.tsv runs/differences.svg docs/results/$(DATA)/
 
 test: $(ENV)/.ready-dev
 	$(BIN)/python -m pytest -m "not slow and not slurm"
