@@ -86,9 +86,20 @@ def test_the_table_of_methods_is_the_registry():
 
 def test_results_with_other_settings_say_so():
     """Figures of an earlier day stand beside their date."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
-        text = " ".join(page.read_text(encoding="utf-8").split())
-        assert "2026-11-22, before the cue writer's rationales were shortened (2026-11-25)" in text
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert "2026-11-22, before the cue writer's rationales were shortened (2026-11-25)" in text
+
+
+def test_the_headline_is_that_of_the_result_files():
+    lines = (ROOT / "docs/results/demo/summary.tsv").read_text(encoding="utf-8").splitlines()
+    head, *rows = [line.split("\t") for line in lines]
+    means: dict[str, list[float]] = {}
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        means.setdefault(row["method"], []).append(float(row["mean"]))
+    for page in ("README.md", "docs/results.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for method in ("sft_wrat", "rllr_mix"):
+            assert f"`{method}` {100 * sum(means[method]) / len(means[method]):.1f}" in " ".join(text.split()), page
 
 
 OUTPUTS = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")

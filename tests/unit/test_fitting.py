@@ -190,10 +190,10 @@ def test_the_scale_of_label_rewards_does_not_depend_on_the_micro_batch(merged, r
         trainer = make_trainer(
             merged, reward_folders, tokenizer, demo_tasks, Rewards("gold", None, None), policy_std=0.3,
             micro_batch_size=micro, baseline="all_labels",
+            claims={"movie_reviews": {"negative": "M", "positive": "NO"}},
         )  # fmt: skip
-        trainer.choices.claims["movie_reviews"] = {"negative": [77], "positive": [78, 79]}
         rollout = trainer.roll_out(rows(), PROMPTS, 0, list(range(8)))
-        with pytest.raises(UserError, match="needs rationales that begin with the label"):  # a random model's do not
+        with pytest.raises(UserError, match="needs answers that begin with a claim"):  # a random model's do not
             trainer.learn_labels(rollout, list(range(8)))
         gradients = [p.grad for p in trainer.parameters if p.grad is not None]
         norms.append(torch.stack([g.norm() for g in gradients]).norm().item())

@@ -15,6 +15,7 @@ from rllr import gpus
 from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.lm import models
+from rllr.tasks import Task
 from rllr.train.trainer import RewardConfig, SupervisedConfig
 from test_ppo_engine import PROMPTS, make_trainer, rows
 
@@ -223,8 +224,8 @@ def in_fp16(monkeypatch, tmp_path, merged):
         if section == "sft":
             supervised.fine_tune(SupervisedConfig(**values), *common, out)
         else:
-            held_out = {"label_sensitive": data}
-            pairwise.train_reward_model(RewardConfig(**values), *common, held_out, out)
+            held_out, tasks = {"label_sensitive": data}, {"reviews": Task("reviews", "label", ("positive", "negative"))}
+            pairwise.train_reward_model(RewardConfig(**values), *common, held_out, tasks, out)
         return out
 
     yield run

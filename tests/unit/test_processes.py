@@ -158,7 +158,7 @@ def test_uneven_settings_end_at_once_in_one_line(stage):
     done = stage("sft_wrat", 2, batch_size=6)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert lines == ["error: batch_size 6 is not a multiple of micro_batch_size 2 x 2 processes"]
+    assert lines == ["error: batch_size 6 is not a multiple of micro_batch_size 2 x 2 processes (launch)"]
 
 
 @pytest.mark.parametrize("model", ["llama2-13b", "baichuan2-13b"])
