@@ -36,13 +36,18 @@ def by_hand(model, prefix: list[int], continuation: list[int]) -> float:
     return sum(float(logp[len(prefix) + i - 1, token]) for i, token in enumerate(continuation))
 
 
-@pytest.fixture(scope="module", params=["llama", "bloom"])
+@pytest.fixture(scope="module", params=["llama", "bloom", "baichuan2-13b"])
 def model(request, merged):
     if request.param == "llama":
         return models.load_causal(merged, torch.float32)
     from transformers import BloomConfig, BloomForCausalLM
 
     torch.manual_seed(0)  # positions by ALiBi, from the attention mask
+    if request.param == "baichuan2-13b":
+        from rllr.base.baichuan13b import Baichuan13BConfig, Baichuan13BForCausalLM
+
+        sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+        return Baichuan13BForCausalLM(Baichuan13BConfig(vocab_size=259, initializer_range=0.2, **sizes)).eval()
     config = BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
     return BloomForCausalLM(config).eval()
 
@@ -148,6 +153,9 @@ def test_an_answer_that_begins_with_its_label_decides_there(merged, tokenizer):
     assert confidence.completed(answer, task) == (["Equivalent,", "Not equivalent,"], False)
     itself = 'It is not equivalent, as both say "x".\nLabel: not equivalent'
     assert confidence.completed(itself, task) == (["It is equivalent,", "It is not equivalent,"], False)
+    shouted = Task("y", "label", ("Good", "Bad"))
+    assert confidence.completed("It is good, they say.\nLabel: Good", shouted)[0] == ["It is good,", "It is bad,"]
+    assert confidence.completed("It is Good, they say.\nLabel: Good", shouted)[0] == ["It is Good,", "It is Bad,"]
     assert confidence.completed(itself.replace("Label: not", "Label:"), task)[1]  # which claims another label
     assert confidence.completed("It is not equivalent, they say.", task)[0][1] == "It is not equivalent,"
     assert confidence.completed("World leaders met.\nLabel: world", Task("x", "label", ("world", "us")))[1]

@@ -91,7 +91,7 @@ def test_auto_is_the_largest_power_of_two_that_the_budget_allows(monkeypatch, mi
     for gib in (24, 40, 80):
         has(monkeypatch, gib)
         size = getattr(fitting.settled(config, mistral, section, rewards=1), key)
-        values = {**vars(config), "rollout_batch_size": 1}
+        values = {**budget.as_run(vars(config), section), "rollout_batch_size": 1}
         fits = [budget.memory(sizes, {**values, key: n}, section, 1)["peak"] <= gib * 2**30 for n in (size, 2 * size)]
         assert (fits[0] or size == 1) and (not fits[1] or size == config.batch_size)
         found.append(size)

@@ -57,7 +57,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.server.refuses:
             return self.answer({"error": "Repository not found"}, 404)
-        return self.answer({"id": "owner/name", "sha": "0" * 40, "siblings": []})
+        return self.answer({"id": "owner/name", "sha": "0" * 40, "siblings": [], "private": self.server.private})
 
     def answer(self, value, status=200):
         text = json.dumps(value).encode()
@@ -80,7 +80,7 @@ def repository(created: dict) -> str:
 @pytest.fixture
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.created, server.files, server.committed, server.refuses = [], {}, [], False
+    server.created, server.files, server.committed, server.refuses, server.private = [], {}, [], False, True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -112,6 +112,14 @@ def method(tmp_path):
     write_json(folder / "adapter" / "adapter_config.json", {"r": 4})
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     return folder
+
+
+def test_nothing_goes_into_a_repository_that_is_public_already(hub, method):
+    hub.private = False
+    done = push(hub, method / "adapter")
+    assert done.returncode == 1 and not hub.committed
+    assert done.stderr.splitlines()[-1].endswith("this repository is public; add --public, or give another name")
+    assert push(hub, method / "adapter", "--public").returncode == 0 and hub.committed
 
 
 def header(hub) -> dict:

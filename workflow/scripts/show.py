@@ -25,10 +25,13 @@ PLACES = {
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="results/<model>")
-    folder: Path = parser.parse_args().folder
-    methods = [method for method in METHODS if (folder / method / "metrics.json").is_file()]
+    parser.add_argument("methods", nargs="*", help="methods to show; all that are there unless given")
+    args = parser.parse_args()
+    folder: Path = args.folder
+    there = [method for method in METHODS if (folder / method / "metrics.json").is_file()]
+    methods = [method for method in there if not args.methods or method in args.methods]
     if not methods:
-        raise cli.UserError(f"{folder}: no metrics.json of any method yet")
+        raise cli.UserError(f"{folder}: no metrics.json of {', '.join(args.methods) or 'any method'} yet")
     print(plain(tables(finished(folder.parent, [folder.name], methods))))
     for name in REWARD_MODELS:
         if (folder / name / "metrics.json").is_file():

@@ -42,6 +42,8 @@ def push(folder: Path, name: str, private: bool) -> str:
         api = HfApi()
         try:
             api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+            if private and not api.repo_info(name, repo_type=kind).private:
+                raise UserError(f"--push {name}: this repository is public; add --public, or give another name")
             api.upload_folder(
                 repo_id=name, repo_type=kind, folder_path=staged, commit_message=f"{folder.parent.name}/{folder.name}"
             )

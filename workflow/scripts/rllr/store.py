@@ -53,9 +53,3 @@ def link(entry: Path, place: Path) -> None:
     elif place.is_dir():
         shutil.rmtree(place)
     place.symlink_to(target)
-
-
-def link_files(entry: Path, folder: Path) -> None:
-    """Links in `folder` to every file of `entry`."""
-    for path in sorted(entry.iterdir()):
-        link(path, folder / path.name)

@@ -54,6 +54,13 @@ class Board:
                 self.writer.add_text(key, text, step)
             self.writer.flush()
 
+    def close(self) -> None:
+        """End the stage's runs, so that it may begin another in the same process."""
+        for tracker in self.others:
+            tracker.finish()
+        if self.writer:
+            self.writer.close()
+
 
 def start(name: str, stage: Path) -> Any:
     """A tracker of accelerate's, at work in a stage's folder, with the stage's configuration."""

@@ -32,15 +32,17 @@ def alibi_mask(attention_mask: torch.Tensor, queries: int, heads: int, dtype: to
         attention_mask: (B, K), true for tokens and false for padding, cached positions included.
 
     Returns:
-        (B, heads, queries, K): slope x (key - query) where the query may look, the dtype's lowest number elsewhere.
+        (B, heads, queries, K): slope x (key - query), counted in tokens, where the query may look, the dtype's lowest
+        number elsewhere.
         Finite, so that a padding position, which sees nothing, gets a uniform softmax and not NaN.
     """
     keys = attention_mask.shape[1]
-    key = torch.arange(keys, device=attention_mask.device)
-    distance = key - key[keys - queries :, None]
+    column = torch.arange(keys, device=attention_mask.device)
+    place = attention_mask.long().cumsum(1)  # padding between tokens is no distance
+    distance = place[:, None, :] - place[:, keys - queries :, None]
     slope = torch.tensor(slopes(heads), device=distance.device)
-    visible = (distance <= 0) & attention_mask[:, None, None, :].bool()
-    bias = (slope[:, None, None] * distance).to(dtype)
+    visible = (column <= column[keys - queries :, None]) & attention_mask[:, None, None, :].bool()
+    bias = (slope[:, None, None] * distance[:, None]).to(dtype)
     return torch.where(visible, bias, torch.finfo(dtype).min)
 
 

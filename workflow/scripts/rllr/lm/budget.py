@@ -265,6 +265,19 @@ def report(estimate: float | None) -> None:
     log(f"memory: {gib(peak_memory())} at its peak{told}")
 
 
+def as_run(config: dict, section: str) -> dict:
+    """A stage's config with what this machine takes for `auto`: precision, and the attention that trains on a CPU."""
+    import torch
+
+    from rllr.lm import models
+
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    attention = config["attention"]
+    if attention == "auto" and section != "predict" and models.device().type == "cpu":
+        attention = "eager"
+    return {**config, "precision": names[models.dtype(config["precision"])], "attention": attention}
+
+
 def check(
     base: Path, config: dict, section: str, tokens: int, out: Path, rewards: int = 0, forward: int = 0, steps: int = 0
 ) -> float | None:
@@ -288,6 +301,7 @@ def check(
     sizes = Sizes.read(base)
     if sizes is None:
         return None
+    config = as_run(config, section)
     need = memory(sizes, config, section, rewards)
     free, device = available_memory()
     if section != "predict":  # adapters with optimiser state; two checkpoints are kept while one is written

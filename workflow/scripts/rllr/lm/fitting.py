@@ -33,7 +33,7 @@ def settled(config: Any, base: Path, section: str, rewards: int = 0) -> Any:
         config: dataclass of the stage. rewards: as for `budget.memory`.
     """
     keys = [key for key in KEYS.get(section, ("micro_batch_size",)) if getattr(config, key) == AUTO]
-    values = {**asdict(config), **dict.fromkeys(keys, 1)}
+    values = {**budget.as_run(asdict(config), section), **dict.fromkeys(keys, 1)}
     sizes = budget.Sizes.read(base)
     for key in keys:
         free, device = budget.available_memory()

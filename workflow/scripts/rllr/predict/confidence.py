@@ -42,7 +42,7 @@ def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
         names = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
         claim = re.match(rf"((?:[^\s,.;:]+ ){{0,2}}?)({names})([,.;:])", answer, re.IGNORECASE)
         if claim and (read_label(answer, task) or claim[2]).casefold() == claim[2].casefold():
-            capital = str.capitalize if claim[2][0].isupper() else str
+            capital = str.upper if claim[2][0].isupper() else str.lower if claim[2] not in task.labels else str
             return [f"{claim[1]}{capital(label[0])}{label[1:]}{claim[3]}" for label in task.labels], False
     lines = list(re.finditer(task.answer, answer))
     if lines:

@@ -15,6 +15,7 @@ from rllr.lm import models, rewards
 from rllr.lm.claims import claim_ends, claims_by_label
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
+from rllr.methods import REWARD_MODELS
 from rllr.tasks import Task, read_label
 from rllr.train import preference
 from rllr.train.batches import EveryRowOnce
@@ -149,7 +150,8 @@ def train_reward_model(
     """
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
         kind, tokenizer = stage.kind, stage.tokenizer
-        claims = config.score == "claim" and tell_by_claims(rows, tasks)
+        sensitive = REWARD_MODELS[config.stage].label_sensitive  # else both sides make the same claim
+        claims = config.score == "claim" and sensitive and tell_by_claims(rows, tasks)
 
         def build(arguments: dict):
             if claims:

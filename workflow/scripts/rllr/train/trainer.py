@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,7 @@ def train(
     Raises:
         UserError: see `run`; or memory ran out with a single row, or in one of several processes.
     """
+    from accelerate.utils.memory import clear_device_cache
     from transformers import set_seed
 
     from rllr.lm import fitting, models
@@ -135,6 +137,7 @@ def train(
         if fitted:
             return trainer
         del trainer
+        clear_device_cache(garbage_collection=True)  # mixed precision leaves a circle of references
         if ranks.world() > 1:  # the others wait for this one
             raise UserError(f"micro_batch_size {config.micro_batch_size}: out of memory; lower it")
         config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size))
@@ -184,9 +187,9 @@ def run(trainer: "Trainer", folder: Path, out: Path) -> None:
 
     trainer.add_callback(Keeper())
     newest = ranks.on_first(lambda: checkpoints.latest(folder))
-    if ranks.rank() == 0:
-        board = Board(out / "tensorboard", int(newest.name.removeprefix("checkpoint-")) if newest else 0)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    step = int(newest.name.removeprefix("checkpoint-")) if newest else 0
+    with closing(Board(out / "tensorboard", step)) if ranks.rank() == 0 else nullcontext() as board:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     if all(line.get("skipped") for line in trainer.state.log_history if "loss" in line):
         raise UserError(
             f"all {trainer.state.global_step} steps were skipped, since their gradients overflowed in fp16: nothing "
