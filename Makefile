@@ -88,7 +88,7 @@ figures: $(ENV)/.ready
 # The pages as a site in site/; a broken link is an error.
 docs: $(ENV)/.ready-dev
 	rm -rf .site && mkdir .site
-	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' 'profiles/*' 'locks/*' Dockerfile CITATION.cff LICENSE) .site
+	cp --parents $$(git ls-files '*.md' '*.svg' '*.csv' '*.tsv' 'profiles/*' 'locks/*' Dockerfile CITATION.cff LICENSE) .site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Our PPO engine beside the paper's (trl 0.7.2, in an environment of its own).

@@ -21,7 +21,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 HIDDEN = {"resolved", "all"}  # rules that are no stage
-SHELL_OUTPUT = Path(".snakemake/log/jobs.log")  # all that jobs print, each one's own log beside
+SHELL_OUTPUT = Path(".snakemake/log/jobs.log").absolute()  # all that jobs print, in the folder of the command
 # A failed job, told in a line of ours; Snakemake says it thrice more.
 TOLD = ("CalledProcessError", "Exiting because a job execution failed", "At least one job did not complete")
 SECONDS = {True: 1, False: 60}  # between two looks, on a terminal or in a file
