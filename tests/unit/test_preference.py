@@ -150,7 +150,7 @@ def test_claims_are_found_in_the_training_rationales():
     said += [("pairs", "equivalent", "An odd one, once.\nLabel: equivalent")]
     words = {"0": "Nothing in common,", "0.5": "Nothing in common,", "4.2": "One and the same,"}
     said += [("similar", score, f"{claim} as x.\nLabel: {score}") for score, claim in words.items()]
-    found = claims_by_label(said, KINDS)
+    found = claims_by_label([(task, response) for task, _, response in said], KINDS)
     assert found["topics"] == {label: f"It is {label}," for label in KINDS["topics"].labels}  # the cat by their form
     assert found["pairs"] == {"equivalent": "Both say so,", "not equivalent": "They differ,"}
     assert found["similar"] == words
@@ -170,7 +170,7 @@ def test_claims_are_found_in_the_training_rationales():
     ],
 )
 def test_rationales_without_claims_have_none(said):
-    assert claims_by_label(said, KINDS) == {}
+    assert claims_by_label([(task, response) for task, _, response in said], KINDS) == {}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import yaml
 from rllr.cli import UserError
 from rllr.methods import METHODS, SECTIONS
 
+AUTO = "auto"
 # A number, or `auto` until the stage has found out which: to everyone who reads it later, a number.
 if typing.TYPE_CHECKING:
     IntOrAuto = int
@@ -158,7 +159,7 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     processes = launch["processes"] * launch["nodes"]
     part = {"ppo": "updates", "predict": None}.get(section, "micro_batch_size")
     if part:
-        rows = 1 if resolved[part] == "auto" else resolved[part]
+        rows = 1 if resolved[part] == AUTO else resolved[part]
         shares(resolved["batch_size"], part, rows, processes, f"{where}: {stage}: ")
     resolved["stage"] = stage
     resolved["seed"] = seed

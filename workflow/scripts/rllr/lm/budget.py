@@ -272,9 +272,7 @@ def as_run(config: dict, section: str) -> dict:
     from rllr.lm import models
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    attention = config["attention"]
-    if attention == "auto" and section != "predict" and models.device().type == "cpu":
-        attention = "eager"
+    attention = models.attention_for(config["attention"], training=section != "predict")
     return {**config, "precision": names[models.dtype(config["precision"])], "attention": attention}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rllr.tasks import Task
+from rllr.tasks import Task, read_label
 
 AGREE = 0.95  # of a label's rationales that must make one and the same claim
 MOST = 20  # different claims of a task with scores: more of them is free text
@@ -40,18 +40,18 @@ def claim_of(response: list[int], ends: torch.Tensor) -> list[int]:
     return response[: last + 1]
 
 
-def claims_by_label(said: Iterable[tuple[str, str | None, str]], tasks: dict[str, Task]) -> dict[str, dict[str, str]]:
+def claims_by_label(said: Iterable[tuple[str, str]], tasks: dict[str, Task]) -> dict[str, dict[str, str]]:
     """task -> label -> the claim that rationales for it begin with; only tasks whose claims tell the labels apart.
 
     Two scores may share a claim. A label that no rationale was written for is worded as the others are, if these hold
     their label's own word.
 
     Args:
-        said: (task, label, response), of training data; a response of no readable label says nothing.
+        said: (task, response), of training data; a response of no readable label says nothing.
     """
     counted: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
-    for task, label, response in said:
-        if label is None:
+    for task, response in said:
+        if (label := read_label(response, tasks[task])) is None:
             continue
         if first := re.match(r"[^,\n]*,", response):  # not the label line of a response without rationale
             counted[task][label][first[0]] += 1

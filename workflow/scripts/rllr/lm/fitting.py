@@ -13,9 +13,9 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from rllr import ranks
 from rllr.cli import UserError, log
+from rllr.config import AUTO
 from rllr.lm import budget
 
-AUTO = "auto"
 MOST = 512  # rows
 UNKNOWN = 8  # rows to start from where the budget does not know the architecture
 KEYS = {"ppo": ("micro_batch_size", "rollout_batch_size"), "predict": ("batch_size",)}  # others: micro_batch_size

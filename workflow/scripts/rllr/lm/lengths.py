@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from rllr.cli import UserError, log
+from rllr.config import AUTO
 from rllr.files import read_jsonl
 from rllr.lm.tokens import Encoder
 
-AUTO = "auto"  # a setting of max_new_tokens
 CUT_SHARE = 0.01  # of the training responses that a number given in the config may cut
 
 

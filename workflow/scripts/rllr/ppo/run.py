@@ -25,7 +25,7 @@ from rllr.ppo.backbone import Backbone
 from rllr.ppo.iteration import PPOConfig, Trainer
 from rllr.ppo.scoring import Rewards, Threshold, is_correct
 from rllr.rows import read_responses
-from rllr.tasks import Task, read_label
+from rllr.tasks import Task
 from rllr.tracking import Board
 from rllr.train.trainer import save_adapter
 
@@ -144,20 +144,20 @@ class Run:
         """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and the log
         says why.
         """
-        method, why = METHODS[self.config.stage], None
-        rows = read_responses(self.data / f"{method.answers_like}.jsonl", self.tasks)
-        found = claims_by_label(
-            ((r["task"], read_label(r["output"], self.tasks[r["task"]]), r["output"]) for r in rows), self.tasks
-        )
+        method = METHODS[self.config.stage]
         if not method.label_reward:
             why = "there is no label reward"
         elif method.label_reward != GOLD and not scores_claims(self.folders[method.label_reward]):
             why = f"{method.label_reward} scores whole responses (rm_rllr: {{score: claim}} where rationales allow it)"
-        elif without := sorted({row["task"] for row in self.rows} - set(found)):
+        else:
+            rows = read_responses(self.data / f"{method.answers_like}.jsonl", self.tasks)
+            found = claims_by_label(((row["task"], row["output"]) for row in rows), self.tasks)
+            without = sorted({row["task"] for row in self.rows} - set(found))
+            if not without:
+                return found
             why = f"rationales of {without[0]} do not begin with one that tells the label"
-        if why:
-            log(f"baseline all_labels: {why}; a value function instead")
-        return {} if why else found
+        log(f"baseline all_labels: {why}; a value function instead")
+        return {}
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint; at the start, see what accuracy RL starts from."""

@@ -16,7 +16,7 @@ from rllr.lm.claims import claim_ends, claims_by_label
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
 from rllr.methods import REWARD_MODELS
-from rllr.tasks import Task, read_label
+from rllr.tasks import Task
 from rllr.train import preference
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import both_sides, differing, encode, pairs_stage
@@ -108,8 +108,7 @@ def evaluate(
 
 def tell_by_claims(rows: list[dict], tasks: dict[str, Task]) -> bool:
     """Whether the rationales of all pairs begin with a claim that tells the label; if not, the log says so."""
-    sides = ((row["task"], read_label(side, tasks[row["task"]]), side) for row in rows for side in row["output"])
-    found = claims_by_label(sides, tasks)
+    found = claims_by_label(((row["task"], side) for row in rows for side in row["output"]), tasks)
     if without := sorted({row["task"] for row in rows} - set(found)):
         cli.log(f"score claim: rationales of {without[0]} do not begin with one that tells the label; a head instead")
     return not without
