@@ -74,13 +74,13 @@ def device(work: Path, shape: str, small: bool) -> Iterator[dict]:
     from rllr.lm import models
 
     if not gpus.usable():
-        yield {"case": "cpu", "note": f"{torch.get_num_threads()} threads, auto is {models.dtype('auto')}"}
+        yield {"case": "cpu", "note": f"{torch.get_num_threads()} threads, auto is {models.dtype_of('auto')}"}
         return
     found = torch.cuda.get_device_properties(0)
     yield {
         "case": found.name,
         "note": f"compute capability {found.major}.{found.minor}, {found.total_memory / 2**30:.1f} GiB, CUDA "
-        f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, auto is {models.dtype('auto')}",
+        f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, auto is {models.dtype_of('auto')}",
     }
 
 
@@ -100,10 +100,10 @@ def attention(work: Path, shape: str, small: bool) -> Iterator[dict]:
     heads, width, repeats = (2, 16, 1) if small else (32, 128, 5)
     backends = ["FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH", "CUDNN_ATTENTION"]
     torch.backends.cuda.enable_cudnn_sdp(True)
-    for kind in (torch.float16, torch.bfloat16):
+    for dtype in (torch.float16, torch.bfloat16):
         for length in (64,) if small else (704, 1536):
             shape_of = (2 if small else 4, heads, length, width)
-            query, key, value = (torch.randn(shape_of, device=models.device(), dtype=kind) * 0.1 for _ in range(3))
+            query, key, value = (torch.randn(shape_of, device=models.device(), dtype=dtype) * 0.1 for _ in range(3))
             query[..., 0], key[..., 0] = 1.0, -120 * width**0.5
             mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().repeat(shape_of[0], 1, 1, 1)
             mask[1:, ..., -length // 4 :] = False  # padding of all rows but the longest, on the right
@@ -125,7 +125,7 @@ def attention(work: Path, shape: str, small: bool) -> Iterator[dict]:
                     except RuntimeError as error:
                         row, note = {}, f"not available: {str(error).splitlines()[0]:.60}"
                     what = f"{name.removesuffix('_ATTENTION').lower()} {'mask' if masked else 'causal'}"
-                    yield {**row, "case": f"{what} {str(kind).removeprefix('torch.')} {length}", "note": note}
+                    yield {**row, "case": f"{what} {str(dtype).removeprefix('torch.')} {length}", "note": note}
 
 
 def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict]:
@@ -251,13 +251,13 @@ def micro_batches(work: Path, shape: str, small: bool) -> Iterator[dict]:
     from rllr.lm.packing import Packed
 
     length, room = (96, 32) if small else (1536, 256)
-    kind = torch.float32 if small else torch.bfloat16
+    dtype = torch.float32 if small else torch.bfloat16
     folder = work / "model"
     for section in ("sft", "reward"):
         for checkpointing in (True, False):
             rows = 1 if section == "sft" else 2
             load = models.load_causal if section == "sft" else models.load_scorer
-            wrapped = load(folder, kind, training=True).to(models.device())
+            wrapped = load(folder, dtype, training=True).to(models.device())
             wrapped = get_peft_model(wrapped, models.lora_config(LORA, "CAUSAL_LM" if section == "sft" else "SEQ_CLS"))
             models.cast_weights_not_activations(wrapped)
             if checkpointing:
@@ -269,9 +269,9 @@ def micro_batches(work: Path, shape: str, small: bool) -> Iterator[dict]:
             for seed in (1, 2):  # the first one warms up
                 tokens = torch.randint(10, 200, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
                 sides = [tokens[-room:], tokens[-room:][::-1]][:rows]
-                batch = Packed.build([tokens[:-room]] * rows, sides, 0, models.device(), kind)
+                batch = Packed.build([tokens[:-room]] * rows, sides, 0, models.device(), dtype)
                 with timed() as row:
-                    with models.autocast(kind):
+                    with models.autocast(dtype):
                         hidden = trunk(**batch.inputs(), use_cache=False).last_hidden_state
                         if section == "sft":
                             logits = plain.get_output_embeddings()(hidden[0, batch.predicts[0]]).float()
@@ -283,7 +283,7 @@ def micro_batches(work: Path, shape: str, small: bool) -> Iterator[dict]:
             gradients = [p.grad for p in wrapped.parameters() if p.grad is not None]
             note = "finite" if all(g.isfinite().all() for g in gradients) else "gradient NOT finite"
             config = {
-                "precision": str(kind)[6:].replace("float", "fp").replace("bfp", "bf"), "cutoff": length,
+                "precision": str(dtype)[6:].replace("float", "fp").replace("bfp", "bf"), "cutoff": length,
                 "micro_batch_size": 1, "gradient_checkpointing": checkpointing, "max_new_tokens": room,
             }  # fmt: skip
             del wrapped, plain, trunk, hidden, batch, loss, gradients
@@ -306,15 +306,15 @@ def decoding(work: Path, shape: str, small: bool) -> Iterator[dict]:
     from rllr.lm.sampling import uniforms
 
     prompt, new = (16, 8) if small else (256, 64)
-    kind = torch.float32 if small else torch.bfloat16
+    dtype = torch.float32 if small else torch.bfloat16
     folder = work / "model"
-    plain = models.load_causal(folder, kind)
+    plain = models.load_causal(folder, dtype)
     for rows in (2,) if small else (1, 16, 64, 256):
         prompts = torch.randint(10, 200, (rows, prompt), generator=torch.Generator().manual_seed(0))
         numbers = uniforms([[i] for i in range(rows)], new)
 
         def ours(model, fixed, prompts=prompts, numbers=numbers):
-            with models.autocast(kind):
+            with models.autocast(dtype):
                 generate(model, prompts.tolist(), [-1], 0, new, numbers, fixed=fixed)
 
         def theirs(cache, prompts=prompts):

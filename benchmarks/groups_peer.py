@@ -42,12 +42,12 @@ def main() -> None:
     )
     from trl import RLOOConfig, RLOOTrainer
 
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=kind)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
     rewards = []
     for role in ("rm_rllr", "rm_rlhf"):
-        scorer = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=1, dtype=kind)
+        scorer = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=1, dtype=dtype)
         scorer = PeftModel.from_pretrained(scorer, Path(args.model) / role).merge_and_unload()
         rewards.append(scorer.eval())
 
@@ -95,7 +95,7 @@ def main() -> None:
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({
-        "engine": f"trl RLOO {str(kind).removeprefix('torch.')}", "seconds": best, "phases": {},
+        "engine": f"trl RLOO {str(dtype).removeprefix('torch.')}", "seconds": best, "phases": {},
         "samples_per_second": batch / best, "peak_memory_gib": peak / 2**30,
     }))  # fmt: skip
 

@@ -48,10 +48,10 @@ def make_model(shape: str, folder: Path) -> None:
     from rllr.train.trainer import save_adapter
 
     torch.manual_seed(0)
-    kind = torch.float32 if shape != "mistral" else torch.bfloat16
+    dtype = torch.float32 if shape != "mistral" else torch.bfloat16
     config = LlamaConfig(**SHAPES[shape], pad_token_id=0, bos_token_id=1, eos_token_id=2, max_position_embeddings=2048)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        LlamaForCausalLM(config).to(kind).save_pretrained(folder)
+        LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocabulary = {t: i for i, t in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -60,7 +60,7 @@ def make_model(shape: str, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=specials[0], eos_token=specials[2])
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    scorer = get_peft_model(ours.load_scorer(folder, kind), ours.lora_config(LORA, "SEQ_CLS"))
+    scorer = get_peft_model(ours.load_scorer(folder, dtype), ours.lora_config(LORA, "SEQ_CLS"))
     for role in ("rm_rllr", "rm_rlhf"):
         torch.nn.init.normal_(scorer.get_base_model().score.modules_to_save["default"].weight, std=0.02)
         save_adapter(scorer, folder / role)
@@ -78,7 +78,7 @@ def ours(args: argparse.Namespace) -> None:
     from rllr.ppo.scoring import Rewards
     from rllr.tasks import Task
 
-    kind = models.dtype(args.precision)
+    dtype = models.dtype_of(args.precision)
     folder = Path(args.model)
     defaults = load_yaml(PROGRAMS.parents[1] / "config" / "stages.yaml")["ppo"]
     config = PPOConfig(**merge(defaults, dict(
@@ -90,7 +90,7 @@ def ours(args: argparse.Namespace) -> None:
     )))  # fmt: skip
     tokenizer = models.load_tokenizer(folder)
     roles = {"rm_rllr": folder / "rm_rllr", "rm_rlhf": folder / "rm_rlhf"}
-    backbone = Backbone(folder, LORA, roles, "rm_rllr", kind, args.gradient_checkpointing, critic=args.samples == 1)
+    backbone = Backbone(folder, LORA, roles, "rm_rllr", dtype, args.gradient_checkpointing, critic=args.samples == 1)
     tasks = {"task": Task("task", "label", ("a", "b"))}
     trainer = Trainer(config, backbone, Rewards("rm_rllr", "rm_rlhf", 1.0), tasks, tokenizer, iterations=100)
     rare = math.log(args.new_tokens) if args.ragged else math.inf
@@ -114,7 +114,7 @@ def ours(args: argparse.Namespace) -> None:
     best, tokens = min(records[1:], key=lambda record: sum(record[0].values()))
     seconds = sum(best.values())
     print(json.dumps({
-        "engine": f"ours{', groups' if args.samples > 1 else ''} {str(kind).removeprefix('torch.')}",
+        "engine": f"ours{', groups' if args.samples > 1 else ''} {str(dtype).removeprefix('torch.')}",
         "seconds": seconds, "phases": best, "tokens": tokens,
         "samples_per_second": args.prompts * args.samples / seconds, "peak_memory_gib": peak_memory() / 2**30,
     }))  # fmt: skip

@@ -33,12 +33,12 @@ def pipeline_answers(model, tokenizer, prompts: list[str], new_tokens: int, batc
     return [output[0]["generated_text"] for output in outputs]
 
 
-def our_answers(model, tokenizer, prompts: list[str], new_tokens: int, batch_size: int, kind) -> list[str]:
+def our_answers(model, tokenizer, prompts: list[str], new_tokens: int, batch_size: int, dtype) -> list[str]:
     from rllr.lm import sampling
 
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found = [""] * len(ids)
-    for indices, result in sampling.respond(model, tokenizer, ids, batch_size, new_tokens, kind):
+    for indices, result in sampling.respond(model, tokenizer, ids, batch_size, new_tokens, dtype):
         texts = tokenizer.batch_decode(result.responses, skip_special_tokens=True)
         for i, text in zip(indices, texts, strict=True):
             found[i] = text
@@ -64,9 +64,9 @@ def main() -> None:
     from rllr.tasks import load_tasks, read_label
 
     logging.set_verbosity_error()
-    kind = models.dtype(args.precision)
-    model, tokenizer = models.load_adapter(args.model, None, kind), models.load_tokenizer(args.model)
-    plain = models.load_causal(args.model, kind)
+    dtype = models.dtype_of(args.precision)
+    model, tokenizer = models.load_adapter(args.model, None, dtype), models.load_tokenizer(args.model)
+    plain = models.load_causal(args.model, dtype)
     rows = [row for _, row in read_jsonl(args.data)]
     rows = rows[:: max(1, len(rows) // args.rows)][: args.rows]
     tasks = load_tasks(args.data.with_name("tasks.json"))
@@ -84,13 +84,13 @@ def main() -> None:
     def labels(texts: list[str]) -> list[str | None]:
         return [read_label(text, tasks[row["task"]]) for text, row in zip(texts, rows, strict=True)]
 
-    reference = our_answers(model, tokenizer, prompts, args.new_tokens, 1, kind)
+    reference = our_answers(model, tokenizer, prompts, args.new_tokens, 1, dtype)
     results = []
     engines = [
         (
             "ours",
             args.batch_size,
-            lambda: our_answers(model, tokenizer, prompts, args.new_tokens, args.batch_size, kind),
+            lambda: our_answers(model, tokenizer, prompts, args.new_tokens, args.batch_size, dtype),
         )
     ]
     for size in args.batch_sizes:

@@ -159,7 +159,16 @@ def test_an_answer_that_begins_with_its_label_decides_there(merged, tokenizer):
     assert confidence.completed(itself.replace("Label: not", "Label:"), task)[1]  # which claims another label
     assert confidence.completed("It is not equivalent, they say.", task)[0][1] == "It is not equivalent,"
     assert confidence.completed("World leaders met.\nLabel: world", Task("x", "label", ("world", "us")))[1]
+    claims = {"equivalent": "Both say the same,", "not equivalent": "They differ,"}
+    worded = answer.replace("Not equivalent,", "They differ,")
+    assert confidence.completed(worded, task)[1] and confidence.completed(worded, task, {"not equivalent": "They"})[1]
+    assert confidence.completed(worded, task, claims) == ([*claims.values()], False)
+    assert confidence.completed(worded.replace("Label: not", "Label:"), task, claims)[1]
     model, encoder = models.load_causal(merged, torch.float32), Encoder(tokenizer, 500)
+    own = {"x": claims}
+    (found,) = confidence.label_logprobs(model, encoder, [[7, 8]], [worded], [task], 8, torch.float32, claims=own)
+    expected = [by_hand(model, [7, 8], encoder.ids(text)) for text in claims.values()]
+    assert list(found.values()) == pytest.approx(expected, abs=2e-3)
     (found,) = confidence.label_logprobs(model, encoder, [[7, 8]], [answer], [task], 8, torch.float32)
     expected = [by_hand(model, [7, 8], encoder.ids(text)) for text in ("Equivalent,", "Not equivalent,")]
     assert list(found.values()) == pytest.approx(expected, abs=2e-3)

@@ -545,12 +545,12 @@ def test_bf16_decoding_on_a_cpu_keeps_its_stream_and_attention_in_fp32(merged):
     from rllr.lm import models
 
     ids, found = torch.arange(3, 12)[None], {}
-    for kind, attention in ((torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"), (torch.float32, "auto")):
-        model = models.load_adapter(merged, None, kind, attention)
-        assert next(model.parameters()).dtype == kind
-        with torch.no_grad(), models.autocast(kind):
+    for dtype, attention in ((torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"), (torch.float32, "auto")):
+        model = models.load_adapter(merged, None, dtype, attention)
+        assert next(model.parameters()).dtype == dtype
+        with torch.no_grad(), models.autocast(dtype):
             streams = model(input_ids=ids, output_hidden_states=True).hidden_states
-        found[kind, attention] = model.config._attn_implementation, {stream.dtype for stream in streams}
+        found[dtype, attention] = model.config._attn_implementation, {stream.dtype for stream in streams}
     assert found == {
         (torch.bfloat16, "auto"): ("sdpa_in_fp32", {torch.float32}),
         (torch.bfloat16, "sdpa"): ("sdpa", {torch.bfloat16}),  # a choice of one's own

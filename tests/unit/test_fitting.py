@@ -123,19 +123,21 @@ def test_processes_agree_on_the_number_that_fits_them_all(monkeypatch, mistral):
 
 
 def test_ppo_out_of_memory_computes_the_same_iteration(monkeypatch, merged, reward_folders, tokenizer, demo_tasks):
-    from rllr.ppo import rollout
+    from rllr.lm import sampling
 
-    hidden, generate = Backbone.hidden, rollout.generate
+    hidden, generate = Backbone.hidden, sampling.generate
     results = []
     for limited in (False, True):
         if limited:
             rows_of = lambda self, **inputs: len(inputs["input_ids"]) if torch.is_grad_enabled() else 0  # noqa: E731
             monkeypatch.setattr(Backbone, "hidden", small_memory(hidden, rows_of, 3))
-            monkeypatch.setattr(rollout, "generate", small_memory(generate, lambda _, prompts, *rest: len(prompts), 4))
+            monkeypatch.setattr(
+                sampling, "generate", small_memory(generate, lambda _, prompts, *rest, **more: len(prompts), 4)
+            )
         trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, policy_std=0.3)
         metrics, samples = trainer.step(rows(), PROMPTS, 0, list(range(8)))
         results.append((metrics, samples, {n: p.detach().clone() for n, p in trainer.backbone.trained().items()}))
-    assert fitting.found_to_fit == {"rollout": 4, "micro-batch": 2}
+    assert fitting.found_to_fit == {"decoding": 4, "micro-batch": 2}
     assert [s["response"] for s in results[0][1]] == [s["response"] for s in results[1][1]]
     for key in ("policy_loss", "value_loss", "gradient_norm", "kl", "reward"):
         assert results[0][0][key] == pytest.approx(results[1][0][key], rel=1e-4, abs=1e-6), key

@@ -89,7 +89,7 @@ def test_the_driver_is_asked_and_not_the_device_files(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU would answer")
 def test_a_gpu_that_is_visible_and_does_not_work_ends_the_run_in_one_line(tmp_path):
-    code = "from rllr.lm import models; print(models.dtype('auto'))"
+    code = "from rllr.lm import models; print(models.dtype_of('auto'))"
     done = launched(tmp_path, code, CUDA_VISIBLE_DEVICES="7")
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -102,7 +102,7 @@ def test_a_gpu_that_is_visible_and_does_not_work_ends_the_run_in_one_line(tmp_pa
 def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, native, expected):
     monkeypatch.setattr(gpus, "usable", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
-    assert models.dtype("auto") == expected and models.dtype("fp16") == torch.float16
+    assert models.dtype_of("auto") == expected and models.dtype_of("fp16") == torch.float16
 
 
 def test_fsdp_in_fp16_is_refused_with_one_line():
@@ -130,7 +130,7 @@ def overflow(parameters, times: int) -> None:
 
 
 def test_ppo_in_fp16_leaves_a_step_out_on_overflow_and_trains_on(merged, reward_folders, tokenizer, demo_tasks):
-    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, kind=torch.float16)
+    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, dtype=torch.float16)
     assert trainer.scaler.is_enabled()
     trained = trainer.backbone.trained()
     overflow((p for n, p in trained.items() if ".policy." in n and "lora_B" in n), 1)
@@ -148,8 +148,8 @@ def test_ppo_in_fp16_leaves_a_step_out_on_overflow_and_trains_on(merged, reward_
 
 def test_ppo_in_fp16_computes_the_gradients_of_fp32(merged, reward_folders, tokenizer, demo_tasks):
     norms = []
-    for kind in (torch.float32, torch.float16):
-        trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, kind=kind, policy_std=0.1)
+    for dtype in (torch.float32, torch.float16):
+        trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, dtype=dtype, policy_std=0.1)
         rollout = make_trainer(merged, reward_folders, tokenizer, demo_tasks, policy_std=0.1).roll_out(
             rows(), PROMPTS, 0, list(range(8))
         )
@@ -159,7 +159,7 @@ def test_ppo_in_fp16_computes_the_gradients_of_fp32(merged, reward_folders, toke
 
 
 def test_ppo_that_can_only_skip_is_stopped(merged, reward_folders, tokenizer, demo_tasks):
-    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, kind=torch.float16)
+    trainer = make_trainer(merged, reward_folders, tokenizer, demo_tasks, dtype=torch.float16)
     overflow((p for n, p in trainer.backbone.trained().items() if ".policy." in n and "lora_B" in n), 100)
     with pytest.raises(UserError, match=r"iteration 17: gradient in fp16, whatever .* not finite; prompt r\d"):
         for i in range(20):
@@ -197,7 +197,7 @@ def in_fp16(monkeypatch, tmp_path, merged):
 
     created = transformers.Trainer.create_accelerator_and_postprocess
     monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", with_scaler)
-    monkeypatch.setattr(models, "dtype", lambda precision: torch.float16)
+    monkeypatch.setattr(models, "dtype_of", lambda precision: torch.float16)
     accelerate.state.AcceleratorState._reset_state(True)
 
     def run(stage: str, times: int) -> list[dict]:

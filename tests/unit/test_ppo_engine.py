@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rllr.cli import UserError
+from rllr.lm import models
 from rllr.lm.packing import Packed
 from rllr.lm.sampling import uniforms
 from rllr.ppo.backbone import Backbone
@@ -53,10 +54,10 @@ def test_the_learning_rate_climbs_and_falls(merged, reward_folders, tokenizer, d
 
 
 def make_backbone(
-    merged, reward_folders, kind=torch.float32, checkpointing=False, policy_std=0.0, lora=LORA, critic=True
+    merged, reward_folders, dtype=torch.float32, checkpointing=False, policy_std=0.0, lora=LORA, critic=True
 ) -> Backbone:
     torch.manual_seed(7)
-    backbone = Backbone(merged, lora, reward_folders, "rm_rllr", kind, checkpointing, critic=critic)
+    backbone = Backbone(merged, lora, reward_folders, "rm_rllr", dtype, checkpointing, critic=critic)
     if policy_std:
         for name, parameter in backbone.trained().items():
             if "lora_B.policy" in name:
@@ -65,12 +66,12 @@ def make_backbone(
 
 
 def make_trainer(
-    merged, reward_folders, tokenizer, demo_tasks, rewards=None, policy_std=0.0, kind=torch.float32, claims=None,
+    merged, reward_folders, tokenizer, demo_tasks, rewards=None, policy_std=0.0, dtype=torch.float32, claims=None,
     **changes,
 ):  # fmt: skip
     checkpointing = changes.get("gradient_checkpointing", False)
     critic, lora = changes.get("baseline", "value") == "value", changes.pop("lora", LORA)
-    backbone = make_backbone(merged, reward_folders, kind, checkpointing, policy_std, lora, critic)
+    backbone = make_backbone(merged, reward_folders, dtype, checkpointing, policy_std, lora, critic)
     rewards = rewards or Rewards("rm_rllr", "rm_rlhf", 0.5)
     return Trainer(config(**changes), backbone, rewards, demo_tasks, tokenizer, 10, claims or {})
 
@@ -153,13 +154,14 @@ def sample(backbone, temperature=1.0, batch_size=8, indices=range(8)):
     indices = list(indices)
     numbers = uniforms(keys(3, 0, indices, 1), 6)
     prompts = [PROMPTS[i] for i in indices]
-    return roll_out(backbone, [{"id": str(i)} for i in indices], prompts, numbers, [2], 0, temperature, batch_size)
+    rows, tokenizer = [{"id": str(i)} for i in indices], models.load_tokenizer(backbone.folder)
+    return roll_out(backbone, rows, prompts, numbers, tokenizer, temperature, batch_size)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(("kind", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, None)])
-def test_old_logprobs_are_those_of_the_sampled_distribution(merged, reward_folders, temperature, kind, bound):
-    backbone = make_backbone(merged, reward_folders, kind, policy_std=0.5)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, None)])
+def test_old_logprobs_are_those_of_the_sampled_distribution(merged, reward_folders, temperature, dtype, bound):
+    backbone = make_backbone(merged, reward_folders, dtype, policy_std=0.5)
     rollout = sample(backbone, temperature)
     batch = Packed.build(rollout.prompts, rollout.responses, 0, backbone.device)
     with torch.no_grad():

@@ -96,9 +96,12 @@ def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, t
                 return sum(logp[len(prompt) - 1 + j, token] for j, token in enumerate(ids))
 
             with torch.no_grad():
-                reward, reference = likelihood("rm_rllr"), likelihood(None)
-            floor_of[i] = min(floor_of.get(i, math.inf), reward.item())
-            terms.append((i, likelihood("policy"), reward.item(), reference.item()))
+                reward, reference = likelihood("rm_rllr").item(), likelihood(None).item()
+            terms.append((i, likelihood("policy"), reward, reference))
+    together = {i: math.log(sum(math.exp(value) for j, _, value, _ in terms if j == i)) for i, *_ in terms}
+    terms = [(i, logp, reward - together[i], reference) for i, logp, reward, reference in terms]
+    for i, _, reward, _ in terms:
+        floor_of[i] = min(floor_of.get(i, math.inf), reward)
     moments = RunningMoments(**vars(trainer.choices.moments))
     moments.update(torch.tensor([reward for _, _, reward, _ in terms]))
     loss = (

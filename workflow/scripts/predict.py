@@ -28,6 +28,7 @@ from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.predict.model_file import PATHS, PredictConfig, find
+from rllr.rows import read_responses
 from rllr.tasks import Task, load_tasks
 
 
@@ -81,15 +82,19 @@ def main() -> None:
             parser.error("--best-of needs --reward, the adapter of a reward model")
         config = replace(config, best_of=args.best_of)
     if args.responses:
+        from rllr.lm.claims import claims_by_label
         from rllr.lm.lengths import answer_room
         from rllr.lm.models import load_tokenizer
         from rllr.lm.tokens import Encoder
 
         encoder = Encoder(load_tokenizer(paths["base"]), config.cutoff)
         known["max_new_tokens"] = answer_room(config.max_new_tokens, args.responses, encoder)
+        said = ((row["task"], row["output"]) for row in read_responses(args.responses, tasks))
+        known["claims"] = claims_by_label(said, tasks)
     config = replace(config, max_new_tokens=known.get("max_new_tokens", config.max_new_tokens))
     if config.max_new_tokens == "auto":
         parser.error("max_new_tokens is auto: give --responses, the file that answers are to be like")
+    claims = known.get("claims", {})
     votes = known.get("votes", 0) if args.votes is None else args.votes or config.votes
     if votes < 0 or (votes and paths["reward"]):
         parser.error("--votes: expected a number above 0, and no --reward")
@@ -98,7 +103,9 @@ def main() -> None:
             parser.error("--abstain-below is for texts; metrics.json has the accuracy by coverage")
         from rllr.predict.test_file import predict_file
 
-        predict_file(config, paths, tasks, args.data, args.validation, votes, args.out, described=not args.model)
+        predict_file(
+            config, paths, tasks, args.data, args.validation, votes, claims, args.out, described=not args.model
+        )
         return
     if not args.task:
         parser.error("give --data and --out, or --task")
@@ -119,7 +126,7 @@ def main() -> None:
     from rllr.predict.texts import Texts, answer_lines, told
 
     logging.disable_progress_bar()
-    predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes)
+    predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes, claims)
     temperature = known.get("temperatures", {}).get(task.name, 1.0)
     texts = Texts(predictor, task, instruction, temperature, args.abstain_below)
     if args.text is None:

@@ -30,9 +30,9 @@ def main() -> None:
     tasks = load_tasks(args.data / "tasks.json")
     if config.stage not in REWARD_MODELS:
         raise cli.UserError(f"{args.config}: stage: expected one of {', '.join(REWARD_MODELS)}, found {config.stage!r}")
-    kind = REWARD_MODELS[config.stage]
-    train_file = args.data / f"{kind.data}.jsonl"
-    rows = read_pairs(train_file, tasks, kind.label_sensitive)
+    reward_model = REWARD_MODELS[config.stage]
+    train_file = args.data / f"{reward_model.data}.jsonl"
+    rows = read_pairs(train_file, tasks, reward_model.label_sensitive)
     held_out = {
         name: read_pairs(args.data / f"{file}.jsonl", tasks, sensitive)
         for name, (file, sensitive) in HELD_OUT_PAIRS.items()

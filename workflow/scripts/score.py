@@ -66,13 +66,13 @@ def main() -> None:
     from rllr.lm import fitting, models, rewards
 
     logging.disable_progress_bar()
-    kind, config = models.dtype(config.precision), fitting.settled(config, base, "reward")
+    dtype, config = models.dtype_of(config.precision), fitting.settled(config, base, "reward")
     encoder = Encoder(models.load_tokenizer(base), config.cutoff)
     answers = [encoder.response(row["answer"]) for row in found]
     prompts = [encoder.prompt(row, room=len(answer)) for row, answer in zip(found, answers, strict=True)]
     encoder.report(str(args.responses), [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
-    reward = rewards.load_reward(base, args.reward_model / "adapter", kind, config.attention)
-    scores = rewards.scores(reward, encoder.tokenizer, prompts, answers, 2 * config.micro_batch_size, kind)
+    reward = rewards.load_reward(base, args.reward_model / "adapter", dtype, config.attention)
+    scores = rewards.scores(reward, encoder.tokenizer, prompts, answers, 2 * config.micro_batch_size, dtype)
     lines = [{**response, "score": score} for (_, response), score in zip(responses, scores, strict=True)]
     if args.out:
         write_jsonl(args.out, lines)

@@ -38,22 +38,25 @@ def push(folder: Path, name: str, private: bool) -> str:
     if get_token() is None:
         raise UserError("nobody is logged in to the hub: hf auth login, or set HF_TOKEN to a token that may write")
     with tempfile.TemporaryDirectory() as staged:
-        kind = stage(folder, Path(staged))
+        repo_type = stage(folder, Path(staged))
         api = HfApi()
         try:
-            api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-            if private and not api.repo_info(name, repo_type=kind).private:
+            api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True)
+            if private and not api.repo_info(name, repo_type=repo_type).private:
                 raise UserError(f"--push {name}: this repository is public; add --public, or give another name")
             api.upload_folder(
-                repo_id=name, repo_type=kind, folder_path=staged, commit_message=f"{folder.parent.name}/{folder.name}"
+                repo_id=name,
+                repo_type=repo_type,
+                folder_path=staged,
+                commit_message=f"{folder.parent.name}/{folder.name}",
             )
         except (errors.HfHubHTTPError, HTTPError, OSError) as error:
             raise UserError(f"{constants.ENDPOINT}/{name}: {str(error).splitlines()[0]}") from None
-    return f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
 
 
 def stage(folder: Path, out: Path) -> str:
-    """Copy what is shared of `folder` into `out`, with its card; returns the hub's kind of it."""
+    """Copy what is shared of `folder` into `out`, with its card; returns the hub's type of it."""
     if (folder / "tasks.json").is_file():
         pairs(folder, out)
         return "dataset"

@@ -248,10 +248,10 @@ class Builder:
         return wanted
 
     def _corruptions(self, i: int) -> list[str]:
-        """The kinds of corruption for a row: the drawn one first, the others if that is not possible."""
-        kinds = self.config.rationale_pairs["corruptions"]
-        start = mix(int(self.plan.rank[i]), 7) % len(kinds)
-        return kinds[start:] + kinds[:start]
+        """The corruptions to try on a row: the drawn one first, the others if that is not possible."""
+        known = self.config.rationale_pairs["corruptions"]
+        start = mix(int(self.plan.rank[i]), 7) % len(known)
+        return known[start:] + known[:start]
 
     def _judge(self, plans: list, asks: list[Ask], rationales: list[str | None]) -> dict[int, tuple[str, str] | None]:
         """row number -> (better, worse) rationale where the config asks for a judge."""
@@ -338,11 +338,11 @@ class Builder:
 
     def _corrupted(self, row: "Written") -> tuple[str | None, list[str] | None]:
         spec = self.config.specs[row.ask.task]
-        for kind in self._corruptions(row.number):
+        for corruption in self._corruptions(row.number):
             cited = getattr(self.annotator, "cited", 2)
-            worse = corrupt(kind, spec, row.ask, row.donor, row.got.get("donor"), cited)
+            worse = corrupt(corruption, spec, row.ask, row.donor, row.got.get("donor"), cited)
             if usable(worse, row.ask.label, spec.task) and (rejected := respond(worse, row.ask.label)) != row.gold:
-                return kind, [str(row.gold), rejected]
+                return corruption, [str(row.gold), rejected]
         return None, None
 
 

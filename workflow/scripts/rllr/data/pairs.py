@@ -79,19 +79,19 @@ def read_confusion(path: str, tasks: dict[str, Task]) -> dict:
 
 
 def corrupt(
-    kind: str, spec: TaskSpec, ask: Ask, donor: Ask | None, donor_rationale: str | None, cited: int
+    corruption: str, spec: TaskSpec, ask: Ask, donor: Ask | None, donor_rationale: str | None, cited: int
 ) -> str | None:
     """A worse rationale for the same label, or None if this corruption is not possible here.
 
-    Kinds: `other_row` (a rationale written for another row), `contentless` (cites nothing), `absent_words` (cites words
-    that the input does not hold, `cited` of them at most). `donor` is another row of the same label.
+    Corruptions: `other_row` (a rationale written for another row), `contentless` (cites nothing), `absent_words`
+    (cites words that the input does not hold, `cited` of them at most). `donor` is another row of the same label.
     """
     claim = spec.claims.get(spec.label_class(ask.label), "this answer")
-    if kind == "contentless":
+    if corruption == "contentless":
         return sentence([], claim, spec.pair)
     if donor is None:
         return None
-    if kind == "other_row":
+    if corruption == "other_row":
         return donor_rationale
     own = set(words(f"{ask.text} {ask.text2}"))
     absent = sorted(set(words(donor.text)) - own - STOP_WORDS, key=lambda word: (-len(word), word))[:cited]

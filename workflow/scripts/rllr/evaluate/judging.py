@@ -31,7 +31,7 @@ def judge(
     Args:
         responses: the training responses, which give the samples' room, and so the prompts, as `write_samples` had it.
     """
-    kind, config = models.dtype(config.precision), fitting.settled(config, base, "predict")
+    dtype, config = models.dtype_of(config.precision), fitting.settled(config, base, "predict")
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     room = answer_room(config.max_new_tokens, responses, encoder)
@@ -41,14 +41,14 @@ def judge(
     with stage_lock(out.parent):
         tokens = sum(map(len, prompts.values())) + SAMPLES * len(prompts) * room // 2  # answers of half the room
         estimate = budget.check(base, asdict(config), "predict", 0, out.parent, forward=len(samples) * tokens)
-        model = rewards.load_reward(base, reward, kind, config.attention)
+        model = rewards.load_reward(base, reward, dtype, config.attention)
         lines, found = [], {}
         for path in samples:
             flat = [(line["id"], response) for _, line in read_jsonl(path) for response in line["responses"]]
             if missing := sorted({name for name, _ in flat} - set(known)):
                 raise cli.UserError(f"{path}: id {missing[0]!r} is not in the validation data; sample anew")
             values = rewards.scores(
-                model, tokenizer, [prompts[name] for name, _ in flat], [r for _, r in flat], config.batch_size, kind
+                model, tokenizer, [prompts[name] for name, _ in flat], [r for _, r in flat], config.batch_size, dtype
             )
             texts = decoded(tokenizer, [r for _, r in flat], stops)
             own = []

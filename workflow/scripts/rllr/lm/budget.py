@@ -21,6 +21,9 @@ OVERHEAD = 1.1  # fragmentation and workspaces
 CONTEXT = 0.7 * 2**30  # bytes that CUDA takes on a GPU before anything is computed
 ADAM = 16  # bytes per trained parameter: fp32 weight, gradient, two moments
 
+# ALiBi makes its biases from the columns, not from positions: these compute no responses side by side.
+NO_SHARING = ("bloom", "baichuan2-13b")
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -43,10 +46,10 @@ class Sizes:
     def read(cls, folder: Path) -> "Sizes | None":
         """The sizes of a base folder; None for architectures that name them otherwise."""
         config = read_json(folder / "config.json")
-        kind, hidden = config["model_type"], config.get("hidden_size")
+        family, hidden = config["model_type"], config.get("hidden_size")
         heads = config.get("num_attention_heads", config.get("n_head"))
         layers = config.get("num_hidden_layers", config.get("n_layer"))
-        inner = 4 * hidden if kind == "bloom" and hidden else config.get("intermediate_size")
+        inner = 4 * hidden if family == "bloom" and hidden else config.get("intermediate_size")
         if None in (hidden, heads, layers, inner):
             return None
         return cls(
@@ -57,11 +60,11 @@ class Sizes:
             head_dim=config.get("head_dim") or hidden // heads,
             inner=inner,
             vocab=config["vocab_size"],
-            gated=kind != "bloom",
-            tied=config.get("tie_word_embeddings", kind == "bloom"),
-            eager=kind == "bloom",
-            alibi=kind == "baichuan2-13b",
-            shares=kind not in ("bloom", "baichuan2-13b"),
+            gated=family != "bloom",
+            tied=config.get("tie_word_embeddings", family == "bloom"),
+            eager=family == "bloom",
+            alibi=family == "baichuan2-13b",
+            shares=family not in NO_SHARING,
         )
 
     @property
@@ -273,7 +276,7 @@ def as_run(config: dict, section: str) -> dict:
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     attention = models.attention_for(config["attention"], training=section != "predict")
-    return {**config, "precision": names[models.dtype(config["precision"])], "attention": attention}
+    return {**config, "precision": names[models.dtype_of(config["precision"])], "attention": attention}
 
 
 def check(

@@ -270,14 +270,14 @@ def decode_fixed(
     (rows, length), device = mask.shape, mask.device
     columns = -(-(length + max_new_tokens) // BUCKET) * BUCKET
     column, step = torch.tensor([length], device=device), torch.tensor([0], device=device)
-    layers, kind = [], cache.layers[0].keys.dtype
+    layers, dtype = [], cache.layers[0].keys.dtype
     for layer in cache.layers:
         store = layer.store.new_zeros(*layer.store.shape[:3], columns, layer.store.shape[-1])
         store[..., :length, :] = layer.store[..., :length, :]
         layers.append(FixedLayer(store, column))
         layer.store = layer.keys = layer.values = None
     held = Cache(layers=layers)
-    hidden = torch.full((rows, 1, 1, columns), torch.finfo(kind).min, dtype=kind, device=device)
+    hidden = torch.full((rows, 1, 1, columns), torch.finfo(dtype).min, dtype=dtype, device=device)
     hidden[:, 0, 0, :length].masked_fill_(mask.bool(), 0.0)
     tokens, positions = torch.zeros(rows, 1, dtype=torch.long, device=device), positions[:, -1:] + 1
     numbers = None if uniforms is None else uniforms.to(device)

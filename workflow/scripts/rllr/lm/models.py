@@ -15,7 +15,7 @@ def device() -> torch.device:
     return torch.device("cuda" if gpus.usable() else "cpu")
 
 
-def dtype(precision: str) -> torch.dtype:
+def dtype_of(precision: str) -> torch.dtype:
     """The backbone's dtype. `auto`: bf16 where the device computes in it, else fp32. fp16 needs a GPU."""
     on_gpu = device().type == "cuda"
     if precision == "auto":
@@ -28,9 +28,9 @@ def dtype(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def autocast(kind: torch.dtype) -> torch.autocast:
+def autocast(dtype: torch.dtype) -> torch.autocast:
     """Casts LoRA's fp32 weights down to the backbone's dtype at use; does nothing in fp32."""
-    return torch.autocast(device().type, dtype=kind, enabled=kind != torch.float32)
+    return torch.autocast(device().type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def check_weights(folder: Path | str) -> None:
@@ -61,7 +61,7 @@ def attention_for(attention: str, training: bool) -> str:
     return "eager" if attention == "auto" and training and device().type == "cpu" else attention
 
 
-def load(kind_of_model, folder: Path | str, kind: torch.dtype, attention: str, training: bool, **extra):
+def load(auto_class, folder: Path | str, dtype: torch.dtype, attention: str, training: bool, **extra):
     """`from_pretrained` on a local folder with a chosen attention implementation.
 
     Args:
@@ -77,7 +77,7 @@ def load(kind_of_model, folder: Path | str, kind: torch.dtype, attention: str, t
     attention = attention_for(attention, training)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        return kind_of_model.from_pretrained(folder, dtype=kind, **chosen, **extra)
+        return auto_class.from_pretrained(folder, dtype=dtype, **chosen, **extra)
     except (ImportError, ValueError) as error:
         if not chosen:
             raise
@@ -85,11 +85,11 @@ def load(kind_of_model, folder: Path | str, kind: torch.dtype, attention: str, t
         raise UserError(f"attention: {attention} cannot be had for {folder}: {reason}; use auto") from None
 
 
-def load_causal(folder: Path | str, kind: torch.dtype, attention: str = "auto", training: bool = False):
-    """The frozen causal language model on the device, in `kind`."""
+def load_causal(folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False):
+    """The frozen causal language model on the device, in `dtype`."""
     from transformers import AutoModelForCausalLM
 
-    model = load(AutoModelForCausalLM, folder, kind, attention, training).to(device())
+    model = load(AutoModelForCausalLM, folder, dtype, attention, training).to(device())
     return model.requires_grad_(False).eval()
 
 
@@ -101,13 +101,13 @@ class Fp32Head(torch.nn.Linear):
             return torch.nn.functional.linear(hidden.float(), self.weight.float())
 
 
-def load_scorer(folder: Path | str, kind: torch.dtype, attention: str = "auto", training: bool = False):
+def load_scorer(folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False):
     """The backbone with a one-output score head (`model.score`, fp32), in PEFT's SEQ_CLS layout."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # the report of a new head and an unused language-model head: both expected
-    model = load(AutoModelForSequenceClassification, folder, kind, attention, training, num_labels=1)
+    model = load(AutoModelForSequenceClassification, folder, dtype, attention, training, num_labels=1)
     logging.set_verbosity_warning()
     model.score = Fp32Head(model.score.in_features, 1, bias=False)
     # Scores start near unit variance (Stiennon et al. 2020, appendix).
@@ -172,27 +172,27 @@ def keep_stream_in_fp32(model) -> None:
     model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.float())
 
 
-def load_adapter(folder: Path | str, adapter: Path | str | None, kind: torch.dtype, attention: str = "auto"):
+def load_adapter(folder: Path | str, adapter: Path | str | None, dtype: torch.dtype, attention: str = "auto"):
     """A causal model with a trained adapter merged into its weights, for generation."""
     from peft import PeftModel
 
-    model = load_causal(folder, kind, attention)
+    model = load_causal(folder, dtype, attention)
     chosen = attention == "auto" and model.config._attn_implementation == "sdpa"
-    if chosen and kind == torch.bfloat16 and model.device.type == "cpu":
+    if chosen and dtype == torch.bfloat16 and model.device.type == "cpu":
         keep_stream_in_fp32(model)
     if adapter is None:
         return model
-    if kind == torch.float32:
+    if dtype == torch.float32:
         return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
     model = PeftModel.from_pretrained(model, adapter)
     cast_weights_not_activations(model)
     return model.eval()
 
 
-def describe(model, kind: torch.dtype) -> None:
+def describe(model, dtype: torch.dtype) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     log(
         f"model: {model.config.model_type}, {total / 1e6:.1f}M parameters, {trained / 1e6:.2f}M trained, "
-        f"{str(kind).removeprefix('torch.')} on {device()}, {torch.get_num_threads()} threads"
+        f"{str(dtype).removeprefix('torch.')} on {device()}, {torch.get_num_threads()} threads"
     )

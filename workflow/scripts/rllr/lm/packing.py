@@ -14,8 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rllr.lm import models
-
-NO_SHARING = ("bloom", "baichuan2-13b")  # ALiBi: their biases are made from the columns, not from positions
+from rllr.lm.budget import NO_SHARING
 
 
 @dataclass

@@ -71,7 +71,7 @@ class Reward:
         return (found * claim_part(batch.tokens, batch.kept, self.ends)).sum(1)
 
 
-def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attention: str = "auto") -> Reward:
+def load_reward(base: Path | str, adapter: Path | str, dtype: torch.dtype, attention: str = "auto") -> Reward:
     """A trained reward model on the device, in eval mode.
 
     Raises:
@@ -82,7 +82,7 @@ def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attent
     claims, found = scores_claims(adapter), read_json(Path(adapter) / "adapter_config.json").get("task_type")
     if not claims and found != "SEQ_CLS":
         raise UserError(f"{adapter}: expected the adapter of a reward model (task type SEQ_CLS), found {found}")
-    plain = (models.load_causal if claims else models.load_scorer)(base, kind, attention)
+    plain = (models.load_causal if claims else models.load_scorer)(base, dtype, attention)
     ends = claim_ends(models.load_tokenizer(base), plain.config.vocab_size) if claims else None
     model = PeftModel.from_pretrained(plain, adapter)
     models.cast_weights_not_activations(model)
@@ -91,7 +91,7 @@ def load_reward(base: Path | str, adapter: Path | str, kind: torch.dtype, attent
 
 @torch.no_grad()
 def in_batches(
-    function, model, tokenizer, prompts: list[list[int]], responses: list[list[int]], batch_size: int, kind,
+    function, model, tokenizer, prompts: list[list[int]], responses: list[list[int]], batch_size: int, dtype,
     progress: str = "",
 ) -> list[float]:  # fmt: skip
     """`function(Packed) -> (N,)` over any number of responses to prompts (token ids), `batch_size` side by side.
@@ -105,8 +105,8 @@ def in_batches(
 
     def values_of(numbers: list[int]) -> list[float]:
         own, answers = ([part[i] for i in numbers] for part in (prompts, responses))
-        batch = Packed.build(own, answers, tokenizer.pad_token_id, models.device(), kind, shared)
-        with models.autocast(kind):
+        batch = Packed.build(own, answers, tokenizer.pad_token_id, models.device(), dtype, shared)
+        with models.autocast(dtype):
             return function(batch).tolist()
 
     with tqdm(total=len(prompts), desc=progress, disable=not progress, mininterval=2) as bar:
@@ -120,9 +120,9 @@ def in_batches(
 
 def scores(
     reward: Reward, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], responses: list[list[int]],
-    batch_size: int, kind: torch.dtype, progress: str = "",
+    batch_size: int, dtype: torch.dtype, progress: str = "",
 ) -> list[float]:  # fmt: skip
     """The reward of each response to its prompt."""
     if reward.ends is not None:
         responses = [claim_of(response, reward.ends) for response in responses]
-    return in_batches(reward, reward.model, tokenizer, prompts, responses, batch_size, kind, progress)
+    return in_batches(reward, reward.model, tokenizer, prompts, responses, batch_size, dtype, progress)

@@ -27,9 +27,10 @@ def respond(
     prompts: list[list[int]],
     batch_size: int,
     max_new_tokens: int,
-    kind: torch.dtype,
+    dtype: torch.dtype,
     numbers: torch.Tensor | None = None,
     samples: int = 1,
+    temperature: float = 1.0,
     keep_reading: bool = False,
 ) -> Iterator[tuple[list[int], Generated]]:
     """Yield `(indices, generated)` batch by batch, longest prompts first (so the time left is not underestimated).
@@ -47,7 +48,7 @@ def respond(
         return [i * samples + j for i in batch for j in range(samples)]
 
     def answer(batch: list[int]) -> Generated:
-        with models.autocast(kind):
+        with models.autocast(dtype):
             return generate(
                 model,
                 [prompts[i] for i in batch],
@@ -55,7 +56,8 @@ def respond(
                 tokenizer.pad_token_id,
                 max_new_tokens,
                 None if numbers is None else numbers[responses_of(batch)],
-                samples=samples,
+                temperature,
+                samples,
                 keep_reading=keep_reading,
             )
 
@@ -65,14 +67,14 @@ def respond(
 
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], ids: list[str], samples: int,
-    config: Any, kind: torch.dtype,
+    config: Any, dtype: torch.dtype,
 ) -> list[list[list[int]]]:  # fmt: skip
     """`samples` responses (token ids) to each prompt; `config` gives seed, batch_size and max_new_tokens."""
     keys = [[config.seed, zlib.crc32(name.encode()), sample] for name in ids for sample in range(samples)]
     numbers = uniforms(keys, config.max_new_tokens)
     found: list = [None] * len(keys)
     for indices, result in respond(
-        model, tokenizer, prompts, config.batch_size, config.max_new_tokens, kind, numbers, samples
+        model, tokenizer, prompts, config.batch_size, config.max_new_tokens, dtype, numbers, samples
     ):
         for i, response in zip(indices, result.responses, strict=True):
             found[i] = response

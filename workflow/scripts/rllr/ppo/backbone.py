@@ -37,12 +37,12 @@ class Backbone:
         lora: dict,
         rewards: dict[str, Path],
         value_from: str | None,
-        kind: torch.dtype,
+        dtype: torch.dtype,
         gradient_checkpointing: bool = False,
         attention: str = "auto",
         critic: bool = True,
     ) -> None:
-        self.folder, self.kind = folder, kind
+        self.folder, self.dtype = folder, dtype
         self.checkpointing = gradient_checkpointing
         fresh = LoraConfig(
             r=lora["r"],
@@ -52,7 +52,7 @@ class Backbone:
             task_type="CAUSAL_LM",
         )
         self.model = get_peft_model(
-            models.load_causal(folder, kind, attention, training=True), fresh, adapter_name="policy"
+            models.load_causal(folder, dtype, attention, training=True), fresh, adapter_name="policy"
         )
         self.plain = self.model.get_base_model()
         self.trunk = getattr(self.plain, self.plain.base_model_prefix)
@@ -110,7 +110,7 @@ class Backbone:
     def _check_unembedding(self) -> None:
         """The engine reads logits at response positions only; that needs logits = unembedding(trunk)."""
         ids = torch.tensor([[0, 1, 2, 3]], device=self.device)
-        with torch.no_grad(), models.autocast(self.kind):
+        with torch.no_grad(), models.autocast(self.dtype):
             expected = self.model(input_ids=ids).logits.float()
             found = self.unembed(self.hidden(input_ids=ids)).float()
         if not torch.allclose(expected, found, atol=1e-3, rtol=1e-2):
@@ -132,7 +132,7 @@ class Backbone:
 
     def pack(self, prompts: list[list[int]], responses: list[list[int]], pad: int) -> Packed:
         """Token ids as one forward pass; neighbours with the same prompt share it."""
-        return Packed.build(prompts, responses, pad, self.device, self.kind, self.shared)
+        return Packed.build(prompts, responses, pad, self.device, self.dtype, self.shared)
 
     def hidden(self, **inputs: torch.Tensor) -> torch.Tensor:
         """(G, T, H) last hidden states under the current adapter."""
@@ -142,7 +142,7 @@ class Backbone:
     def logprobs(self, adapter: str | None, batch: Packed, temperature: float) -> torch.Tensor:
         """(N, R) fp32 log-probabilities of the response tokens, 0 on padding; logits at those positions only."""
         self.use(adapter)
-        with models.autocast(self.kind):
+        with models.autocast(self.dtype):
             return log_likelihood(self.hidden(**batch.inputs()), self.unembed, batch, temperature)
 
     def values(self, batch: Packed) -> torch.Tensor:
@@ -158,7 +158,7 @@ class Backbone:
 
     def _head_at(self, role: str, batch: Packed, columns: torch.Tensor) -> torch.Tensor:
         self.use(role)
-        with models.autocast(self.kind):
+        with models.autocast(self.dtype):
             hidden = self.hidden(**batch.inputs())
             return self.heads[role](hidden[batch.group, columns])[..., 0]
 

@@ -123,7 +123,7 @@ class Trainer:
         self.parameters = list(self.backbone.trained().values())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         # fp16 gradients underflow without loss scaling; a no-op in bf16 and fp32.
-        self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=self.backbone.kind == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=self.backbone.dtype == torch.float16)
 
     def step(self, rows: list[dict], prompts: list[list[int]], epoch: int, indices: list[int]) -> tuple[dict, list]:
         """One iteration on this process's share of the batch.
@@ -161,9 +161,15 @@ class Trainer:
         samples = config.samples_per_prompt
         numbers = uniforms(keys(config.seed, epoch, indices, samples), config.max_new_tokens)
         rollout = roll_out(
-            self.backbone, rows, prompts, numbers, self.stops, self.tokenizer.pad_token_id,
-            config.temperature, config.rollout_batch_size, samples,
-        )  # fmt: skip
+            self.backbone,
+            rows,
+            prompts,
+            numbers,
+            self.tokenizer,
+            config.temperature,
+            config.rollout_batch_size,
+            samples,
+        )
         for row, logprobs in zip(rollout.rows, rollout.logprobs):
             if not all(map(math.isfinite, logprobs)):
                 raise self.fault("log-probabilities of the rollout", row)
@@ -342,8 +348,8 @@ class Trainer:
     def learn_labels(self, rollout: Rollout, rows: list[int]) -> dict:
         """The gradient of the expected label reward less its KL penalty, over all claims of each prompt's task.
 
-        sum_l pi(l) * (min(r_l, tau) - floor) / std: whatever is no claim earns the floor, the least of the prompt's
-        rewards, so that the sum is over everything that the policy could say.
+        sum_l pi(l) * (r_l - floor) / std, with r_l from `LabelChoices.rewards`: whatever is no claim earns the floor,
+        the least of the prompt's rewards, so that the sum is over everything that the policy could say.
         """
         config = self.config
         prompts = ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device))
@@ -473,7 +479,7 @@ class Trainer:
             capped = math.inf if threshold is None or "rationale" not in raw else threshold
             labels = [r["label_reward"] for r in per_response]
             metrics["reward"] = sum(min(v, capped) for v in labels) / len(labels) + metrics.get("rationale_reward", 0.0)
-            if "rationale" in raw:
+            if capped < math.inf:
                 metrics["capped_share"] = sum(v > capped for v in labels) / len(labels)
         else:
             metrics["reward"] = metrics["rationale_reward"]

@@ -23,7 +23,7 @@ class LabelChoices:
     claims: task -> label -> its claim, from `claims_by_label`. ids: a claim's token ids.
     ends: (V,) the tokens that end a claim.
     source: where the label reward comes from. normalised: whether rewards are divided by their deviation so far,
-        that of `moments`, of the capped label rewards.
+        that of `moments`, of the label rewards.
     """
 
     claims: dict[str, dict[str, str]]
@@ -62,12 +62,21 @@ class LabelChoices:
         return owners, backbone.pack([rollout.prompts[i] for i, _ in owners], [self.ids[c] for _, c in owners], pad)
 
     def rewards(self, rollout: Rollout, owners: list, batch: Packed, backbone: Backbone) -> torch.Tensor:
-        """(N,) label reward of each choice, capped at tau where the method has one."""
+        """(N,) label reward of each choice: 1 for the gold claim and 0 for others, or the logarithm of its share of the
+        likelihood that the reward model gives all claims of its prompt, capped at tau where there is one.
+
+        Shares, as the pairwise loss only compares: it leaves open how likely the claims are together, and that sinks
+        by task and in some runs. A share cannot exceed 1, so that a right label stops earning by itself.
+        """
         if self.source.label == GOLD:
             right = [self.gold(rollout.rows[i]) == claim for i, claim in owners]
             return torch.tensor(right, dtype=torch.float32, device=backbone.device)
         found, tau = backbone.scores(str(self.source.label), batch), self.source.threshold
-        return found if tau is None else found.clamp(max=tau)
+        together: dict[int, torch.Tensor] = {}
+        for (i, _), value in zip(owners, found, strict=True):
+            together[i] = torch.logaddexp(together[i], value) if i in together else value
+        shares = found - torch.stack([together[i] for i, _ in owners])
+        return shares if tau is None else shares.clamp(max=tau)
 
     def gain(self, rewards: list[float], owners: list) -> list[float]:
         """Rewards above the least of their prompt, in units of their deviation so far, these included."""

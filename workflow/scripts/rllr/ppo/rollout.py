@@ -1,13 +1,12 @@
 """Phase 1: sample responses to a batch of prompts from the policy."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from rllr.lm import fitting, models
-from rllr.lm.generation import Generated, generate
+from rllr.lm.sampling import respond
 from rllr.ppo.backbone import Backbone
 
 
@@ -39,8 +38,7 @@ def roll_out(
     rows: list[dict],
     prompts: list[list[int]],
     numbers: torch.Tensor,
-    stops: Collection[int],
-    pad: int,
+    tokenizer: PreTrainedTokenizerBase,
     temperature: float,
     batch_size: int,
     samples: int = 1,
@@ -56,20 +54,11 @@ def roll_out(
     empty: list[Any] = [None] * len(numbers)
     repeated = [row for row in rows for _ in range(samples)], [prompt for prompt in prompts for _ in range(samples)]
     rollout = Rollout(*repeated, [*empty], [*empty], [*empty])
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-
-    def responses_of(batch: list[int]) -> list[int]:
-        return [i * samples + j for i in batch for j in range(samples)]
-
-    def answer(batch: list[int]) -> Generated:
-        with models.autocast(backbone.kind):
-            return generate(
-                backbone.model, [prompts[i] for i in batch], stops, pad, numbers.shape[1],
-                numbers[responses_of(batch)], temperature, samples,
-            )  # fmt: skip
-
-    for batch, result in fitting.parts("rollout", order, max(1, batch_size // samples), answer):
-        for place, i in enumerate(responses_of(batch)):
+    drawn = respond(
+        backbone.model, tokenizer, prompts, batch_size, numbers.shape[1], backbone.dtype, numbers, samples, temperature
+    )
+    for indices, result in drawn:
+        for place, i in enumerate(indices):
             rollout.responses[i] = result.responses[place]
             rollout.logprobs[i] = result.logprobs[place]
             rollout.entropies[i] = result.entropies[place]

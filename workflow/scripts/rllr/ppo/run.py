@@ -89,13 +89,15 @@ class Run:
         config, method = self.config, METHODS[self.config.stage]
         self.checkpoints = self.out / "checkpoints"
         self.folders = {role: self.rewards / role / "adapter" for role in method.reward_models}
-        kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(self.base)
+        dtype, tokenizer = models.dtype_of(config.precision), models.load_tokenizer(self.base)
         encoder = Encoder(tokenizer, config.cutoff)
         room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
         config = replace(config, max_new_tokens=room)
         claims = self.claims() if config.baseline == "all_labels" else {}
         if config.baseline == "all_labels" and not claims:
             config = replace(config, baseline="value")
+        if claims and config.label_reward_threshold == "auto" and self.threshold.value is not None:
+            self.threshold = Threshold(None, "not needed: what is rewarded is a claim's share of its prompt's claims")
         config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
@@ -123,10 +125,10 @@ class Run:
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)
         backbone = Backbone(
-            self.base, config.lora, self.folders, value_from, kind, config.gradient_checkpointing, config.attention,
+            self.base, config.lora, self.folders, value_from, dtype, config.gradient_checkpointing, config.attention,
             critic=config.baseline == "value",
         )  # fmt: skip
-        models.describe(backbone.model, kind)
+        models.describe(backbone.model, dtype)
         log(
             f"{config.stage}: {len(self.rows)} prompts x {config.epochs} epochs in batches of {config.batch_size}, "
             f"{config.samples_per_prompt} response(s) to each, baseline {config.baseline} = "
@@ -220,7 +222,7 @@ class Run:
         backbone.model.eval()
         for indices, result in sampling.respond(
             backbone.model, tokenizer, self.validation_prompts, config.rollout_batch_size, config.max_new_tokens,
-            backbone.kind,
+            backbone.dtype,
         ):  # fmt: skip
             for i, text in zip(indices, decoded(tokenizer, result.responses, self.trainer.stops), strict=True):
                 row = self.validation[i]

@@ -31,14 +31,21 @@ def choices(task: Task) -> list[str]:
     return [f"{round(task.low + i * step, digits) + 0.0:g}" for i in range(count + 1)]
 
 
-def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
+def completed(answer: str, task: Task, claims: dict[str, str] | None = None) -> tuple[list[str], bool] | None:
     """The answer up to where it decides, with each of `choices` there, and whether it ends with them.
 
-    It decides in its last answer line or, if it claims that label before (a label and a mark of punctuation after at
-    most two words: "It is positive,"), right there: what follows only repeats it. None where it has no answer line and
-    none is known.
+    It decides in its last answer line or, if it claims that label before (in the words of `claims`, or a label and a
+    mark of punctuation after at most two words: "It is positive,"), right there: what follows only repeats it. None
+    where it has no answer line and none is known.
+
+    Args:
+        claims: label -> what training rationales for it begin with (`claims_by_label`), where that is known.
     """
     if task.kind != "score":
+        claims = claims or {}
+        said = claims.get(read_label(answer, task) or "")
+        if said and answer.startswith(said) and claims.keys() >= set(task.labels):
+            return [claims[label] for label in task.labels], False
         names = "|".join(map(re.escape, sorted(task.labels, key=len, reverse=True)))
         claim = re.match(rf"((?:[^\s,.;:]+ ){{0,2}}?)({names})([,.;:])", answer, re.IGNORECASE)
         if claim and (read_label(answer, task) or claim[2]).casefold() == claim[2].casefold():
@@ -55,8 +62,8 @@ def completed(answer: str, task: Task) -> tuple[list[str], bool] | None:
 
 def label_logprobs(
     model: "PreTrainedModel", encoder: "Encoder", prompts: list[list[int]], answers: list[str], tasks: list[Task],
-    batch_size: int, kind: "torch.dtype",
-    reading: Reading | None = None,
+    batch_size: int, dtype: "torch.dtype",
+    reading: Reading | None = None, claims: dict[str, dict[str, str]] | None = None,
 ) -> list[dict[str, float] | None]:  # fmt: skip
     """Log-probability of each label where an answer decides (`completed`), given what stands before it; one dictionary
     a row.
@@ -68,11 +75,12 @@ def label_logprobs(
     Args:
         encoder: an rllr.lm.tokens.Encoder. prompts: token ids.
         batch_size: continuations read side by side; all of a row's at once in any case.
+        reading: of the prompts, if it was kept. claims: task -> label -> claim, as for `completed`.
     """
     found: list[dict[str, float] | None] = [None] * len(prompts)
     rows = []
     for i, (answer, task) in enumerate(zip(answers, tasks, strict=True)):
-        if place := completed(answer, task):
+        if place := completed(answer, task, (claims or {}).get(task.name)):
             ids = [encoder.response(text) if place[1] else encoder.ids(text) for text in place[0]]
             # As far as they are alike, they belong to what is read once.
             shared = next((p for p, several in enumerate(zip(*ids)) if len(set(several)) > 1), 0)
@@ -82,7 +90,7 @@ def label_logprobs(
     def scored(batch: list[tuple]) -> list[list[float]]:
         numbers, rests, continuations = (list(part) for part in zip(*batch, strict=True))
         known = reading and reading.rows(numbers)
-        with models.autocast(kind):
+        with models.autocast(dtype):
             return continuation_logprobs(
                 model, [prompts[i] for i in numbers], continuations, encoder.tokenizer.pad_token_id, known, rests
             )

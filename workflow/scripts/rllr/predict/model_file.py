@@ -36,7 +36,7 @@ def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], 
         paths: config, base, adapter, reward; None where the method has none.
         rows: prompts; the first row of a task gives its instruction, unless the instruction holds the text itself.
         found: what prediction found out: max_new_tokens, room for an answer; votes, answers that vote (0: none do);
-            temperatures of the tasks' label probabilities.
+            claims that rationales begin with; temperatures of the tasks' label probabilities.
     """
     given = {name: paths[name] for name in PATHS}
     relative = {name: place and os.path.relpath(place, path.parent) for name, place in given.items()}

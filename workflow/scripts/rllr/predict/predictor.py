@@ -17,6 +17,7 @@ class Predictor:
 
     Args:
         votes: answers sampled per prompt, which vote; 0: the answer is the greedy one, or the best by `reward`.
+        claims: task -> label -> what training rationales for it begin with, where that is known.
     """
 
     def __init__(
@@ -27,14 +28,16 @@ class Predictor:
         reward: Path | None,
         tasks: dict[str, Task],
         votes: int = 0,
+        claims: dict[str, dict[str, str]] | None = None,
     ) -> None:
         self.config = config = fitting.settled(config, base, "predict", rewards=int(bool(reward)))
-        self.kind, self.tasks, self.votes = models.dtype(config.precision), tasks, votes
+        self.dtype, self.tasks, self.votes = models.dtype_of(config.precision), tasks, votes
+        self.claims = claims or {}
         self.tokenizer = models.load_tokenizer(base)
-        self.model = models.load_adapter(base, adapter, self.kind, config.attention)
-        self.reward = rewards.load_reward(base, reward, self.kind, config.attention) if reward else None
+        self.model = models.load_adapter(base, adapter, self.dtype, config.attention)
+        self.reward = rewards.load_reward(base, reward, self.dtype, config.attention) if reward else None
         self.encoder = Encoder(self.tokenizer, config.cutoff)
-        models.describe(self.model, self.kind)
+        models.describe(self.model, self.dtype)
 
     def prompt(self, row: dict) -> list[int]:
         """Token ids of a row's prompt."""
@@ -54,7 +57,7 @@ class Predictor:
             batches = self._best_of(rows, prompts)
         else:
             found = sampling.respond(
-                self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.kind,
+                self.model, self.tokenizer, prompts, config.batch_size, config.max_new_tokens, self.dtype,
                 keep_reading=True,
             )  # fmt: skip
             batches = ((indices, result.responses, result.reading) for indices, result in found)
@@ -62,7 +65,9 @@ class Predictor:
             texts = self._texts(responses)
             tasks = [self.tasks[rows[i]["task"]] for i in indices]
             own = [prompts[i] for i in indices]
-            sure = label_logprobs(self.model, self.encoder, own, texts, tasks, config.batch_size, self.kind, reading)
+            sure = label_logprobs(
+                self.model, self.encoder, own, texts, tasks, config.batch_size, self.dtype, reading, self.claims
+            )
             yield indices, [{"answer": text, "logprobs": found} for text, found in zip(texts, sure, strict=True)]
 
     def _texts(self, responses: list[list[int]]) -> list[str]:
@@ -74,7 +79,7 @@ class Predictor:
         size = max(1, self.config.batch_size // n)
         for batch in (order[start : start + size] for start in range(0, len(order), size)):
             own, ids = [prompts[i] for i in batch], [rows[i]["id"] for i in batch]
-            yield batch, sampling.sample(self.model, self.tokenizer, own, ids, n, self.config, self.kind)
+            yield batch, sampling.sample(self.model, self.tokenizer, own, ids, n, self.config, self.dtype)
 
     def _voted(self, rows: list[dict], prompts: list[list[int]]) -> Iterator[tuple[list[int], list[dict]]]:
         """The answers whose label most samples give: of these the first sample."""
@@ -94,6 +99,6 @@ class Predictor:
         for batch, drawn in self._samples(rows, prompts, n):
             flat = [response for responses in drawn for response in responses]
             repeated = [prompts[i] for i in batch for _ in range(n)]
-            values = rewards.scores(self.reward, self.tokenizer, repeated, flat, config.batch_size, self.kind)
+            values = rewards.scores(self.reward, self.tokenizer, repeated, flat, config.batch_size, self.dtype)
             best = [max(range(k, k + n), key=values.__getitem__) for k in range(0, len(flat), n)]
             yield batch, [flat[k] for k in best], None

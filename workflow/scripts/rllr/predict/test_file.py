@@ -62,14 +62,15 @@ def temperatures(validation: list[dict], done: dict[str, dict], tasks: dict[str,
 
 
 def predict_file(
-    config: PredictConfig, paths: dict, tasks: dict, data: Path, validation: Path | None, votes: int, out: Path,
-    described: bool,
+    config: PredictConfig, paths: dict, tasks: dict, data: Path, validation: Path | None, votes: int,
+    claims: dict[str, dict[str, str]], out: Path, described: bool,
 ) -> None:  # fmt: skip
     """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there.
 
     Args:
         validation: rows, answered too, by which label probabilities are calibrated; None: they stay as they are.
         votes: answers sampled per prompt, which vote; 0: one answer each.
+        claims: task -> label -> claim, from `claims_by_label`.
         described: write model.json beside `out`.
     """
     from tqdm import tqdm
@@ -79,7 +80,7 @@ def predict_file(
     if validation and has_rows(validation) and not votes:
         held = [{**row, "id": HELD + row["id"]} for row in read_prompts(validation, tasks, need_labels=True)]
     with stage_lock(out.parent):
-        used = {"best_of": config.best_of, "votes": votes, "max_new_tokens": config.max_new_tokens}
+        used = {"best_of": config.best_of, "votes": votes, "claims": claims, "max_new_tokens": config.max_new_tokens}
         inputs = [data, *([validation] if held else []), *filter(None, paths.values())]
         mark = fingerprint(inputs, **used)
         partial = out.with_name("predictions.partial.jsonl")
@@ -97,7 +98,7 @@ def predict_file(
             estimate = budget.check(
                 paths["base"], asdict(config), "predict", 0, out.parent, loaded, forward=tokens, steps=steps
             )
-        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes)
+        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes, claims)
         with (
             open(partial, "a", encoding="utf-8") as file,
             tqdm(total=len(left), desc="predicting", mininterval=2) as bar,
@@ -114,7 +115,7 @@ def predict_file(
                 bar.update(len(indices))
         fitted = temperatures(held, done, tasks)
         if described:
-            found = {"max_new_tokens": config.max_new_tokens, "votes": votes, "temperatures": fitted}
+            found = {"max_new_tokens": config.max_new_tokens, "votes": votes, "claims": claims, "temperatures": fitted}
             describe(out.with_name("model.json"), paths, tasks, rows, **found)
         lines = ((row, done[row["id"]], tasks[row["task"]], fitted.get(row["task"], 1.0)) for row in rows)
         write_jsonl(out, (prediction(*line) for line in lines))

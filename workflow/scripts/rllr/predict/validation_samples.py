@@ -21,7 +21,7 @@ def write_samples(
     Args:
         responses: the training responses that answers are to be like.
     """
-    kind = models.dtype(config.precision)
+    dtype = models.dtype_of(config.precision)
     tokenizer = models.load_tokenizer(base)
     encoder = Encoder(tokenizer, config.cutoff)
     config = replace(config, max_new_tokens=answer_room(config.max_new_tokens, responses, encoder))
@@ -35,7 +35,7 @@ def write_samples(
             base, asdict(config), "predict", 0, out.parent,
             forward=tokens + SAMPLES * len(rows) * room // 2, steps=-(-SAMPLES * len(rows) // config.batch_size) * room,
         )  # fmt: skip
-        model = models.load_adapter(base, adapter, kind, config.attention)
-        drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, kind)
+        model = models.load_adapter(base, adapter, dtype, config.attention)
+        drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, dtype)
         write_jsonl(out, ({"id": name, "responses": responses} for name, responses in zip(ids, drawn, strict=True)))
         budget.report(estimate)

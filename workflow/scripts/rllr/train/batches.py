@@ -1,4 +1,4 @@
-"""Optimiser batches for trl's trainers: every row once an epoch, whatever the number of processes."""
+"""What trl's trainers share: every row once an epoch, whatever the number of processes; logits where needed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,3 +62,16 @@ class EveryRowOnce:
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))
+
+    def logits_at(self, model, inputs: dict, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """(N, V) logits of a causal model at N positions: unembedding the prompts, too, is half of a step's time.
+
+        Other hidden states are dropped on the way to the output layer, so that the call still goes through whatever
+        wraps the model (DDP).
+        """
+        unembed = self.accelerator.unwrap_model(model).get_base_model().get_output_embeddings()
+        hook = unembed.register_forward_pre_hook(lambda _, hidden: (hidden[0][rows, places],))
+        try:
+            return model(**inputs, use_cache=False).logits
+        finally:
+            hook.remove()

@@ -53,7 +53,7 @@ class PairsStage:
 
     config: TrainingConfig
     base: Path
-    kind: torch.dtype
+    dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase
     encoded: list[dict]
     folder: Path
@@ -68,7 +68,7 @@ class PairsStage:
 
     def train(self, out: Path, build: Callable[[dict], object]):
         """The trainer that `build` makes of its arguments, at the end of training; see `train`."""
-        return train(self.config, len(self.encoded), self.folder, out, self.kind, build)
+        return train(self.config, len(self.encoded), self.folder, out, self.dtype, build)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def pairs_stage(
     """Hold the stage's folder, prepare its pairs and checkpoints; on leaving without an error the latter go."""
     ranks.start()
     with stage_lock(out):
-        kind, tokenizer = models.dtype(config.precision), models.load_tokenizer(base)
+        dtype, tokenizer = models.dtype_of(config.precision), models.load_tokenizer(base)
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder)
         prompts, responses = both_sides(encoded)
@@ -88,6 +88,6 @@ def pairs_stage(
         estimate = budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
         inputs, folder = [config_file, base, train_file], out / "checkpoints"
         checkpoints.prepare(folder, inputs)
-        yield PairsStage(config, base, kind, tokenizer, encoded, folder)
+        yield PairsStage(config, base, dtype, tokenizer, encoded, folder)
         checkpoints.finish(folder, inputs)
         budget.report(estimate)

@@ -47,7 +47,7 @@ def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor
     return (losses * span).sum(1) / span.sum(1).clamp(min=1)
 
 
-def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, **arguments):
+def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **arguments):
     """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone.
 
     The two sides of a pair share their prompt in one pass, where the architecture allows it.
@@ -56,7 +56,7 @@ def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, **argument
     cli.log(f"prompts of pairs: {'computed once for both sides' if shared else 'computed for each side (ALiBi)'}")
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
+        batch = Packed.build(*both_sides(rows), pad, "cpu", dtype, shared)
         return {**batch.inputs(), **{name: getattr(batch, name) for name in ("group", "places", "tokens", "kept")}}
 
     class PairTrainer(EveryRowOnce, trl.RewardTrainer):
@@ -87,14 +87,14 @@ def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, **argument
 
 
 def evaluate(
-    reward: rewards.Reward, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, kind: torch.dtype
+    reward: rewards.Reward, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, dtype: torch.dtype
 ) -> tuple[dict, list[dict]]:
     """metrics.json and the scores behind it."""
     metrics: dict[str, Any] = {}
     scored: list[dict] = []
     for name, rows in rows_of.items():
         prompts, responses = both_sides(encode(rows, encoder))
-        values = rewards.scores(reward, encoder.tokenizer, prompts, responses, batch_size, kind, f"scoring {name}")
+        values = rewards.scores(reward, encoder.tokenizer, prompts, responses, batch_size, dtype, f"scoring {name}")
         sides = torch.tensor(values[::2]), torch.tensor(values[1::2])
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
@@ -148,7 +148,7 @@ def train_reward_model(
         base: folder of the merged sft_wrat model. rows: the pairs of `train_file`. held_out: set -> its pairs.
     """
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
-        kind, tokenizer = stage.kind, stage.tokenizer
+        dtype, tokenizer = stage.dtype, stage.tokenizer
         sensitive = REWARD_MODELS[config.stage].label_sensitive  # else both sides make the same claim
         claims = config.score == "claim" and sensitive and tell_by_claims(rows, tasks)
 
@@ -156,7 +156,7 @@ def train_reward_model(
             if claims:
                 return preference.trainer_of(stage, arguments, claims=True)
             return make_trainer(
-                models.load_scorer(base, kind, config.attention, training=True), tokenizer.pad_token_id, kind,
+                models.load_scorer(base, dtype, config.attention, training=True), tokenizer.pad_token_id, dtype,
                 args=trl.RewardConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
                 train_dataset=stage.dataset(), processing_class=tokenizer,
                 peft_config=models.lora_config(config.lora, "SEQ_CLS"),
@@ -165,12 +165,11 @@ def train_reward_model(
         trainer = stage.train(out, build)
         model, ends = trainer.accelerator.unwrap_model(trainer.model).eval(), None
         if claims:
-            trainer.responses_only.remove()
             ends = claim_ends(tokenizer, model.config.vocab_size)
         reward = rewards.Reward(model, ends)
         # Without gradients: more rows fit than in training.
         batch_size = 8 * stage.config.micro_batch_size
-        metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, kind)
+        metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, dtype)
         if ranks.rank() == 0:
             if claims:
                 write_json(out / "adapter" / rewards.SCORE, {"score": "claim"})

@@ -35,7 +35,7 @@ def preference_loss(
 
 
 def add_reference(
-    encoded: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, kind: torch.dtype
+    encoded: list[dict], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, dtype: torch.dtype
 ) -> None:
     """Give encoded pairs the log-likelihoods of both sides under the merged model, as `reference`."""
     plain, trunk = rewards.trunk_of(model)
@@ -45,17 +45,17 @@ def add_reference(
         hidden = trunk(**batch.inputs(), use_cache=False).last_hidden_state
         return rewards.log_likelihood(hidden, unembed, batch).sum(1)
 
-    values = rewards.in_batches(likelihood, model, tokenizer, *both_sides(encoded), batch_size, kind, "reference")
+    values = rewards.in_batches(likelihood, model, tokenizer, *both_sides(encoded), batch_size, dtype, "reference")
     for row, reference in zip(encoded, zip(values[::2], values[1::2]), strict=True):
         row["reference"] = list(reference)
 
 
-def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, beta: float, sft_weight: float, **arguments):
+def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: float, sft_weight: float, **arguments):
     """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
     shared = shares_prompts(model)
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-        batch = Packed.build(*both_sides(rows), pad, "cpu", kind, shared)
+        batch = Packed.build(*both_sides(rows), pad, "cpu", dtype, shared)
         reference = torch.tensor([value for row in rows for value in row["reference"]])
         own = {name: getattr(batch, name) for name in ("group", "predicts", "tokens", "kept")}
         return {**batch.inputs(), **own, "reference": reference}
@@ -70,9 +70,8 @@ def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, beta: floa
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             names = ("group", "predicts", "tokens", "kept", "reference")
             group, predicts, tokens, kept, reference = (inputs.pop(name) for name in names)
-            predicting["positions"] = group.expand_as(kept)[kept], predicts[kept]
-            logits = model(**inputs, use_cache=False).logits  # (all response tokens, V)
-            found = -F.cross_entropy(logits.float(), tokens[kept], reduction="none")
+            logits = self.logits_at(model, inputs, group.expand_as(kept)[kept], predicts[kept]).float()
+            found = -F.cross_entropy(logits, tokens[kept], reduction="none")
             logprobs = torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found)
             real = differing(tokens, kept).any(1)
             ratio = (logprobs.sum(1) - reference).detach()
@@ -81,13 +80,7 @@ def make_trainer(model: PreTrainedModel, pad: int, kind: torch.dtype, beta: floa
             losses = preference_loss(logprobs, reference, kept, beta, sft_weight) * real
             return losses.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
 
-    # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
-    predicting: dict[str, torch.Tensor] = {}
-    trainer = PreferenceTrainer(model=model, data_collator=collate, **arguments)
-    unembed = trainer.accelerator.unwrap_model(trainer.model).get_base_model().get_output_embeddings()
-    hook = unembed.register_forward_pre_hook(lambda module, args: (args[0][predicting["positions"]],))
-    trainer.responses_only = hook  # to be removed before the model is used for anything else
-    return trainer
+    return PreferenceTrainer(model=model, data_collator=collate, **arguments)
 
 
 def trainer_of(stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight: float = 0.0, claims=False):
@@ -97,16 +90,16 @@ def trainer_of(stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight
         arguments: of the trainer's config. claims: train a reward model of claims, which needs no reference.
     """
     config = stage.config
-    model = models.load_causal(stage.base, stage.kind, config.attention, training=True)
+    model = models.load_causal(stage.base, stage.dtype, config.attention, training=True)
     if claims:
         ends = claim_ends(stage.tokenizer, model.config.vocab_size)
         for row in stage.encoded:
             row |= {side: claim_of(row[side], ends) for side in ("chosen_ids", "rejected_ids")}
             row["reference"] = [0.0, 0.0]
     else:
-        add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.kind)
+        add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.dtype)
     return make_trainer(
-        model, stage.tokenizer.pad_token_id, stage.kind, beta, sft_weight,
+        model, stage.tokenizer.pad_token_id, stage.dtype, beta, sft_weight,
         args=trl.DPOConfig(**arguments, disable_dropout=False, remove_unused_columns=False),
         train_dataset=stage.dataset(), processing_class=stage.tokenizer,
         peft_config=models.lora_config(config.lora, "CAUSAL_LM"),

@@ -74,7 +74,7 @@ def collate(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(**arguments):
-    """trl's SFTTrainer with logits at response tokens only: its own loss also unembeds the prompt, half of the time."""
+    """trl's SFTTrainer with a weight for each token, and logits at response tokens only."""
     from trl import SFTTrainer
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
@@ -84,20 +84,14 @@ def make_trainer(**arguments):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels, weights = inputs.pop("labels"), inputs.pop("weights")
             rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-            predicting["positions"] = rows, places
-            logits = model(**inputs, use_cache=False).logits  # (N, V), N response tokens
-            losses = F.cross_entropy(logits.float(), labels[rows, places + 1], reduction="none")
+            logits = self.logits_at(model, inputs, rows, places).float()
+            losses = F.cross_entropy(logits, labels[rows, places + 1], reduction="none")
             loss = (losses * weights[rows, places + 1]).sum() / num_items_in_batch
             return loss * self.accelerator.num_processes
 
     pad = arguments["processing_class"].pad_token_id
     arguments["data_collator"] = lambda rows: collate(rows, pad)
-    # Taken out on the way to the output layer, so that the call still goes through whatever wraps the model (DDP).
-    predicting = {}
-    trainer = ResponseTrainer(**arguments)
-    unembed = trainer.accelerator.unwrap_model(trainer.model).get_base_model().get_output_embeddings()
-    unembed.register_forward_pre_hook(lambda module, args: (args[0][predicting["positions"]],))
-    return trainer
+    return ResponseTrainer(**arguments)
 
 
 def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Path, rows: list[dict], out: Path) -> None:
@@ -112,7 +106,7 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
     ranks.start()
     with stage_lock(out):
         folder = out / "checkpoints"
-        kind = models.dtype(config.precision)
+        dtype = models.dtype_of(config.precision)
         tokenizer = models.load_tokenizer(base)
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder, config.label_weight, config.quote_weight)
@@ -125,13 +119,13 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
 
         def build(arguments: dict):
             return make_trainer(
-                model=models.load_causal(base, kind, config.attention, training=True),
+                model=models.load_causal(base, dtype, config.attention, training=True),
                 args=SFTConfig(**arguments, remove_unused_columns=False),
                 train_dataset=Dataset.from_list([*encoded, blank(tokenizer.eos_token_id)]),
                 processing_class=tokenizer,
                 peft_config=models.lora_config(config.lora, "CAUSAL_LM"),
             )
 
-        train(config, len(encoded), folder, out, kind, build)
+        train(config, len(encoded), folder, out, dtype, build)
         checkpoints.finish(folder, inputs)
         budget.report(estimate)

@@ -64,7 +64,7 @@ class PreferenceConfig(TrainingConfig):
     sft_weight: float
 
 
-def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "torch.dtype") -> dict:
+def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, dtype: "torch.dtype") -> dict:
     """Arguments of trl's SFTConfig, RewardConfig and DPOConfig alike; logs the batch arithmetic."""
     import torch
 
@@ -92,8 +92,8 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "to
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "gradient_checkpointing": config.gradient_checkpointing,
-        "bf16": kind == torch.bfloat16,
-        "fp16": kind == torch.float16,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
         "use_cpu": not torch.cuda.is_available(),
         "seed": config.seed,
         "data_seed": config.seed,
@@ -108,7 +108,7 @@ def trainer_arguments(config: TrainingConfig, rows: int, folder: Path, kind: "to
 
 
 def train(
-    config: TrainingConfig, rows: int, folder: Path, out: Path, kind: "torch.dtype", build: Callable[[dict], Any]
+    config: TrainingConfig, rows: int, folder: Path, out: Path, dtype: "torch.dtype", build: Callable[[dict], Any]
 ) -> Any:
     """Train to the end, with smaller micro-batches from the last checkpoint on where memory runs out.
 
@@ -128,11 +128,11 @@ def train(
     from rllr.lm import fitting, models
 
     while True:
-        arguments = trainer_arguments(config, rows, folder, kind)
+        arguments = trainer_arguments(config, rows, folder, dtype)
         set_seed(config.seed)
         trainer = build(arguments)
         models.cast_weights_not_activations(trainer.model)
-        models.describe(trainer.model, kind)
+        models.describe(trainer.model, dtype)
         fitted, _ = fitting.sufficed(run, trainer, folder, out)
         if fitted:
             return trainer
