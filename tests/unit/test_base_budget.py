@@ -263,3 +263,22 @@ def test_the_readme_shows_the_table_of_the_configuration(monkeypatch, tmp_path, 
 def test_other_architectures_are_not_estimated(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba", "vocab_size": 10}')
     assert budget.Sizes.read(Path(tmp_path)) is None
+
+
+def test_a_control_group_leaves_less_than_the_machine_has(tmp_path, monkeypatch):
+    """As a container or a cluster's job sets it; the tightest of the groups around the process counts."""
+    root, proc = tmp_path / "cgroup", tmp_path / "self"
+    for name, limit in (("", None), ("job", "9000"), ("job/step", "max")):
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        if limit:
+            (folder / "memory.max").write_text(f"{limit}\n")
+            (folder / "memory.current").write_text("5000\n")
+            (folder / "memory.stat").write_text("anon 3000\nactive_file 500\ninactive_file 1500\n")
+    proc.write_text("1:name=systemd:/old\n0::/job/step\n")
+    assert budget.control_group_room(proc, root) == 9000 - 5000 + 1500
+    proc.write_text("0::/\n")
+    assert budget.control_group_room(proc, root) == budget.control_group_room(tmp_path / "none", root) == 2**63
+    monkeypatch.setattr(budget.gpus, "usable", lambda: False)
+    monkeypatch.setattr(budget, "control_group_room", lambda: 4500)
+    assert budget.available_memory() == (4500, "this job's control group")

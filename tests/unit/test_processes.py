@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import launch
+from rllr import ranks
 from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.files import write_json, write_jsonl
@@ -123,8 +124,11 @@ def test_two_processes_equal_one_over_a_whole_run(stage, name):
     for key, value in adapters[0].items():
         assert (adapters[1][key] - value).abs().max() < 2e-5, key
     if name == "rm_rllr":
-        scores = [json.loads((stage.folder / f"{name}-{n}/metrics.json").read_text())["mean_margin"] for n in (1, 2)]
-        assert scores[1] == pytest.approx(scores[0], abs=1e-4)
+        files = [stage.folder / f"{name}-{n}/pair_scores.jsonl" for n in (1, 2)]
+        one, two = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+        assert [row["id"] for row in two] == [row["id"] for row in one]
+        for side in ("chosen", "rejected"):
+            assert [row[side] for row in two] == pytest.approx([row[side] for row in one], abs=1e-4)
 
 
 def test_two_processes_resume_within_an_epoch_with_the_rows_that_are_left(stage, merged):
@@ -152,6 +156,30 @@ def test_two_processes_resume_within_an_epoch_with_the_rows_that_are_left(stage,
     assert resumed.returncode == 0 and "resuming from" in told, told
     for key, value in expected.items():
         assert (load_file(out / "adapter/adapter_model.safetensors")[key] - value).abs().max() < 1e-6, key
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_values_are_shared_out_and_come_back_in_order(monkeypatch, sharded):
+    """Over three processes, one of them without an item; all or nothing where each has a part of the model."""
+    asked: dict[int, list[int]] = {}
+
+    def on(rank: int, others: list) -> list:
+        def values_of(items):
+            asked[rank] = items
+            return [item.upper() for item in items]
+
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(
+            ranks, "gather", lambda own: others.append(own) or [pair for part in others for pair in part]
+        )
+        return ranks.share_out(["a", "b"], values_of)
+
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    monkeypatch.setattr(ranks, "sharded", lambda: sharded)
+    parts: list = []
+    values = [on(rank, parts) for rank in (2, 1, 0)]
+    assert values[-1] == ["A", "B"]
+    assert asked == ({0: ["a", "b"], 1: ["a", "b"], 2: ["a", "b"]} if sharded else {0: ["a"], 1: ["b"], 2: []})
 
 
 def test_uneven_settings_end_at_once_in_one_line(stage):

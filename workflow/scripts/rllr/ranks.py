@@ -18,6 +18,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def sharded() -> bool:
+    """Whether each process holds a part of the model's weights (FSDP): then all compute at once or none does."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
 def start() -> None:
     """Join the other processes that `accelerate launch` started (gloo on CPU, nccl on GPUs)."""
     if world() == 1:
@@ -65,3 +70,12 @@ def gather(value: list) -> list:
     parts: list[list] = [[]] * world()
     torch.distributed.all_gather_object(parts, value)
     return [item for part in parts for item in part]
+
+
+def share_out(items: list, values_of: Callable[[list], list]) -> list:
+    """The values of `items`, in order, on every process; each computes those of its share, which may be empty."""
+    if sharded():
+        return values_of(items)
+    mine = range(rank(), len(items), world())
+    found = gather([*zip(mine, values_of([items[i] for i in mine]), strict=True)])
+    return [value for _, value in sorted(found, key=lambda pair: pair[0])]

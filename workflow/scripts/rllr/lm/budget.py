@@ -178,14 +178,18 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 0) -> dict[s
     floor += adapter * (trained * ADAM + 4 * rewards)
     room = config.get("max_new_tokens", length)
     room = length if room == "auto" else room
-    # Responses beside each other, and the groups that they make: the sides of a pair, the samples of a prompt.
+    # Responses beside each other, and the groups that they make: the sides of a pair, the samples of a prompt, and
+    # under all_labels the claims of all labels, a few tokens each.
     together = config["samples_per_prompt"] if section == "ppo" else 2 if section in ("reward", "dpo") else 1
     rows *= together if section != "ppo" else 1
 
     def masks(responses: int) -> int:
         side_by_side = min(together, responses)
         longest = length + (side_by_side - 1) * room
-        return group_mask(responses // side_by_side, longest, width) if sizes.shares and side_by_side > 1 else 0
+        if not sizes.shares:
+            return 0
+        claims = group_mask(responses, length, width) if config.get("baseline") == "all_labels" else 0
+        return max(claims, group_mask(responses // side_by_side, longest, width) if side_by_side > 1 else 0)
 
     masked = masks(rows) > 0
     peak = kept_for_backward(sizes, lora, rows, length, width, config["gradient_checkpointing"], masked) + masks(rows)
@@ -223,7 +227,22 @@ def available_memory() -> tuple[int, str]:
     if not meminfo.exists():
         return 2**63, "this machine"
     line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(line.split()[1]) * 1024, "this machine"
+    free, group = int(line.split()[1]) * 1024, control_group_room()
+    return (group, "this job's control group") if group < free else (free, "this machine")
+
+
+def control_group_room(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process's control group, or one around it, leaves it: a container, a job of a cluster (cgroup
+    v2); file cache, which makes room, does not count.
+    """
+    own = proc.read_text().rpartition("::/")[2].strip() if proc.is_file() else ""
+    room = 2**63
+    for folder in [root / own, *(root / own).parents]:
+        limit = folder / "memory.max"
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            cache = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())["inactive_file"]
+            room = min(room, int(most) - int((folder / "memory.current").read_text()) + int(cache))
+    return max(0, room)
 
 
 def matmul_speed(width: int) -> float:

@@ -216,18 +216,24 @@ class Run:
         return {"validation_accuracy": accuracy}
 
     def accuracy(self) -> float:
-        """Label accuracy of greedy answers to the validation slice (each process answers all of it alike)."""
-        config, tokenizer, backbone, right = self.config, self.trainer.tokenizer, self.trainer.backbone, 0
+        """Label accuracy of greedy answers to the validation slice."""
+        config, tokenizer, backbone = self.config, self.trainer.tokenizer, self.trainer.backbone
         backbone.use("policy")
         backbone.model.eval()
-        for indices, result in sampling.respond(
-            backbone.model, tokenizer, self.validation_prompts, config.rollout_batch_size, config.max_new_tokens,
-            backbone.dtype,
-        ):  # fmt: skip
-            for i, text in zip(indices, decoded(tokenizer, result.responses, self.trainer.stops), strict=True):
-                row = self.validation[i]
-                right += bool(is_correct(text, row, self.tasks[row["task"]]))
-        return right / len(self.validation)
+
+        def right(mine: list[tuple[dict, list[int]]]) -> list[bool]:
+            found = [False] * len(mine)
+            for indices, result in sampling.respond(
+                backbone.model, tokenizer, [prompt for _, prompt in mine], config.rollout_batch_size,
+                config.max_new_tokens, backbone.dtype,
+            ):  # fmt: skip
+                for i, text in zip(indices, decoded(tokenizer, result.responses, self.trainer.stops), strict=True):
+                    row, _ = mine[i]
+                    found[i] = bool(is_correct(text, row, self.tasks[row["task"]]))
+            return found
+
+        held = [*zip(self.validation, self.validation_prompts, strict=True)]
+        return sum(ranks.share_out(held, right)) / len(held)
 
     def write_outputs(self) -> None:
         """adapter/, reward.json, samples.jsonl, train_log.jsonl."""

@@ -92,10 +92,14 @@ def evaluate(
     """metrics.json and the scores behind it."""
     metrics: dict[str, Any] = {}
     scored: list[dict] = []
+
+    def sides_of(pairs: list[dict]) -> list[tuple[float, float]]:
+        bar = "scoring pairs" if ranks.rank() == 0 else ""
+        values = rewards.scores(reward, encoder.tokenizer, *both_sides(pairs), batch_size, dtype, bar)
+        return [*zip(values[::2], values[1::2], strict=True)]
+
     for name, rows in rows_of.items():
-        prompts, responses = both_sides(encode(rows, encoder))
-        values = rewards.scores(reward, encoder.tokenizer, prompts, responses, batch_size, dtype, f"scoring {name}")
-        sides = torch.tensor(values[::2]), torch.tensor(values[1::2])
+        sides = torch.tensor(ranks.share_out(encode(rows, encoder), sides_of)).unbind(1)
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
             metrics["chosen_median_validation"] = sides[0].median().item()
