@@ -1,10 +1,14 @@
 """The default target: summary, page and figures; the model to take away and the programs that use a finished run."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from rllr.tasks import load_tasks, read_label
 
 METHODS = ["sft", "sft_wrat", "sft_wrat_bon", "sft_wrat_vote", "rlhf", "rllr_mix"]
 CONFIG = ["--config", "models=[tiny]", f"methods=[{','.join(METHODS)}]"]
@@ -92,22 +96,41 @@ def test_a_finished_model_answers_texts(everything):
     assert done.returncode == 0 and done.stdout.count("Label: ") == 2, done.stderr
 
 
-def test_the_standalone_model_answers_through_a_server(everything, tmp_path):
-    """Any OpenAI-compatible server: nothing but the folder's own chat template and generation config."""
+def through_a_server(method, rows: list[dict], log) -> list[str]:
+    """Answers of the standalone model in a method's folder, by its own chat template and generation config alone."""
     pytest.importorskip("uvicorn", reason="needs fastapi and uvicorn")
     from openai import OpenAI
 
     from serving import served
 
-    folder = everything.folder / "results/tiny/rllr_mix"
-    answers = {row["id"]: row["answer"] for row in lines(folder / "predictions.jsonl")}
-    room = json.loads((folder / "model.json").read_text())["max_new_tokens"]
-    with served(str(folder / "model"), tmp_path / "server.log") as address:
-        client = OpenAI(base_url=address, api_key="none")
-        for row in lines(everything.folder / "results/data/demo/test.jsonl")[:5]:
+    room = json.loads((method / "model.json").read_text())["max_new_tokens"]
+    with served(str(method / "model"), log) as address:
+        client, answers = OpenAI(base_url=address, api_key="none"), []
+        for row in rows:
             turn = {"role": "user", "content": f"{row['instruction']}\n{row['input']}"}
-            found = client.chat.completions.create(model=str(folder / "model"), messages=[turn], max_tokens=room)
-            assert found.choices[0].message.content == answers[row["id"]]
+            found = client.chat.completions.create(model=str(method / "model"), messages=[turn], max_tokens=room)
+            answers.append(found.choices[0].message.content)
+    return answers
+
+
+def test_the_standalone_model_answers_through_a_server(everything, tmp_path):
+    method = everything.folder / "results/tiny/rllr_mix"
+    known = {row["id"]: row["answer"] for row in lines(method / "predictions.jsonl")}
+    rows = lines(everything.folder / "results/data/demo/test.jsonl")[:5]
+    assert through_a_server(method, rows, tmp_path / "log") == [known[row["id"]] for row in rows]
+
+
+@pytest.mark.skipif("RLLR_DEMO" not in os.environ, reason="needs RLLR_DEMO, the results folder of a finished demo")
+def test_the_demos_model_answers_through_a_server(tmp_path):
+    """After `make demo` and `snakemake results/smollm2/rllr_mix/model`; the server may round otherwise."""
+    results = Path(os.environ["RLLR_DEMO"])
+    known = {row["id"]: row for row in lines(results / "smollm2/rllr_mix/predictions.jsonl")}
+    tasks, rows = load_tasks(results / "data/demo/tasks.json"), lines(results / "data/demo/test.jsonl")
+    rows = rows[:10] + rows[-10:]  # of both tasks
+    answers = through_a_server(results / "smollm2/rllr_mix", rows, tmp_path / "log")
+    labels = [read_label(answer, tasks[row["task"]]) for row, answer in zip(rows, answers, strict=True)]
+    agreeing = sum(label == known[row["id"]]["prediction"] for row, label in zip(rows, labels, strict=True))
+    assert None not in labels and agreeing >= 18, answers
 
 
 def test_lines_of_jsonl_are_answered_as_the_test_file_is(everything):
