@@ -101,6 +101,7 @@ def test_adaptive_kl_steers_to_the_target_within_its_bounds():
 def test_mix_caps_the_label_reward_alone():
     label, rationale = torch.tensor([-1.0, 2.0, 9.0]), torch.tensor([0.5, 0.5, 0.5])
     assert mix(label, rationale, 3.0).tolist() == [-0.5, 2.5, 3.5]
+    assert mix(label, rationale, None).tolist() == [-0.5, 2.5, 9.5]
     assert mix(label, None, None).tolist() == label.tolist()
     assert mix(None, rationale, None).tolist() == rationale.tolist()
 

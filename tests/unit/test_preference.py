@@ -139,6 +139,18 @@ def test_with_several_responses_each_prompts_labels_count_once(merged, claim_fol
     assert sorted(seen) == ["r0", "r1", "r2"]
 
 
+def test_an_iteration_of_both_rewards_without_tau(merged, claim_folder, reward_folders, tokenizer, demo_tasks):
+    folders = {"rm_rllr": claim_folder, "rm_rlhf": reward_folders["rm_rlhf"]}
+    trainer = make_trainer(
+        merged, folders, tokenizer, demo_tasks, rewards=Rewards("rm_rllr", "rm_rlhf", None), baseline="all_labels",
+        claims={task: {label: f"It is {label}," for label in demo_tasks[task].labels} for task in demo_tasks},
+    )  # fmt: skip
+    trainer.learn_labels = lambda rollout, rows: {}  # a random policy gives labels next to nothing
+    metrics, _ = trainer.step(rows(4), PROMPTS[:4], 0, list(range(4)))
+    assert metrics["reward"] == pytest.approx(metrics["label_reward"] + metrics["rationale_reward"], abs=1e-4)
+    assert "capped_share" not in metrics
+
+
 KINDS = {
     "topics": Task("topics", "label", ("sports", "world", "a cat")),
     "pairs": Task("pairs", "label", ("equivalent", "not equivalent")),

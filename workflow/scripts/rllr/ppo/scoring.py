@@ -77,14 +77,14 @@ def mix(label: torch.Tensor | None, rationale: torch.Tensor | None, threshold: f
 
     Args:
         label, rationale: (B,) raw rewards; None where the method has none.
-        threshold: tau on the raw scale of `label`; only read when both are given.
+        threshold: tau on the raw scale of `label`, or None: no cap; only read when both are given.
     """
     if rationale is None:
         assert label is not None
         return label
     if label is None:
         return rationale
-    return label.clamp(max=threshold) + rationale
+    return (label if threshold is None else label.clamp(max=threshold)) + rationale
 
 
 @dataclass
