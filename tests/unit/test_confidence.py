@@ -74,7 +74,7 @@ def test_what_was_kept_of_the_prompts_gives_the_same_continuations(model, data):
     reading = generate(model, prompts, [2], 0, 5, keep_reading=True).reading
     picked = data.draw(st.permutations(range(len(prompts))))[: data.draw(st.integers(1, len(prompts)))]
     own = [[part[i] for i in picked] for part in (prompts, continuations)]
-    found = continuation_logprobs(model, *own, 0, reading.rows(picked), [rests[i] for i in picked])
+    found = continuation_logprobs(model, *own, 0, reading.select(picked), [rests[i] for i in picked])
     for i, values in zip(picked, found, strict=True):
         expected = [by_hand(model, prompts[i] + rests[i], c) for c in continuations[i]]
         assert values == pytest.approx(expected, abs=2e-3)

@@ -103,9 +103,9 @@ class Reading:
         # Views: a layer only ever writes behind them, or into a copy.
         return cls([layer.store[..., : layer.length, :] for layer in cache.layers], mask, positions)
 
-    def rows(self, rows: list[int]) -> "Reading":
+    def select(self, indices: list[int]) -> "Reading":
         """That of some of the prompts."""
-        return Reading([layer[:, rows] for layer in self.layers], self.mask[rows], self.positions[rows])
+        return Reading([layer[:, indices] for layer in self.layers], self.mask[indices], self.positions[indices])
 
     def without_last(self) -> tuple[Cache, torch.Tensor, torch.Tensor]:
         """A cache of the prompts without their last token, its mask (B, T - 1), the last token's position (B, 1)."""

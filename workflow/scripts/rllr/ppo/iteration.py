@@ -267,9 +267,9 @@ class Trainer:
             order = shuffle.permutation(len(batch.mask) // samples).tolist()
             for part in range(config.updates):
                 groups = sorted(order[part :: config.updates])
-                rows = [group * samples + j for group in groups for j in range(samples)]
-                if ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device)):  # a short last batch
-                    steps.append(self.update(batch, rows))
+                indices = [group * samples + j for group in groups for j in range(samples)]
+                if ranks.total(torch.tensor(float(len(indices)), device=self.backbone.device)):  # a short last batch
+                    steps.append(self.update(batch, indices))
         known = {key: [step[key] for step in steps if step[key] is not None] for key in steps[0]}
         mean = {key: sum(values) / len(values) if values else None for key, values in known.items()}
         return {**mean, "learning_rate": self.learning_rate()}
@@ -282,15 +282,15 @@ class Trainer:
         done = (self.iteration - warmup) / (self.iterations - warmup)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def update(self, batch: Batch, rows: list[int]) -> dict:
-        """One optimiser step on the responses `rows` of the batch, micro-batch by micro-batch.
+    def update(self, batch: Batch, indices: list[int]) -> dict:
+        """One optimiser step on the responses `indices` of the batch, micro-batch by micro-batch.
 
         Losses are normalised by the response tokens of the whole optimiser batch over all processes; those of whole
         responses by their number. With one step an iteration the ratio is taken to the step's own log-probabilities:
         the kernels that sampled differ from those that train by more than rounding (logged as `drift`).
         """
         config, device = self.config, self.backbone.device
-        tokens, responses = ranks.total(torch.tensor([batch.mask[rows].sum().item(), len(rows)], device=device))
+        tokens, responses = ranks.total(torch.tensor([batch.mask[indices].sum().item(), len(indices)], device=device))
         loss_of, count = (group_policy_loss, responses) if self.grouped else (policy_loss, tokens)
 
         def learn(micro: list[int]) -> torch.Tensor:
@@ -313,13 +313,13 @@ class Trainer:
                 self.backward(config.value_coef * value / tokens, "value loss", batch.rollout, micro)
             return torch.stack([policy.detach(), clipped.float(), value.detach(), ratio, drift])
 
-        sums = self.accumulate(rows, learn) + torch.zeros(5, device=device)  # also of a process without rows
+        sums = self.accumulate(indices, learn) + torch.zeros(5, device=device)  # also of a process without rows
         if batch.value_loss is not None:
             sums[2] = batch.value_loss
-        label = self.learn_labels(batch.rollout, rows[:: config.samples_per_prompt]) if self.exact else {}
+        label = self.learn_labels(batch.rollout, indices[:: config.samples_per_prompt]) if self.exact else {}
         counts = torch.stack([count, count, tokens, tokens, tokens])
         policy, clipped, value, ratio, drift = (ranks.total(sums) / counts).tolist()
-        norm, skipped = self.reduce_gradients(batch, rows), ratio > config.ratio_limit
+        norm, skipped = self.reduce_gradients(batch, indices), ratio > config.ratio_limit
         scale = self.scaler.get_scale()
         if not skipped:
             self.scaler.step(self.optimizer)
@@ -328,7 +328,7 @@ class Trainer:
         overflowed = self.scaler.get_scale() < scale  # fp16
         if overflowed and self.scaler.get_scale() < 1:
             raise self.fault(
-                "gradient in fp16, whatever the loss is scaled by,", *(batch.rollout.rows[i] for i in rows)
+                "gradient in fp16, whatever the loss is scaled by,", *(batch.rollout.rows[i] for i in indices)
             )
         skipped |= overflowed
         critic = {} if self.grouped else {"value_loss": value}
@@ -345,14 +345,14 @@ class Trainer:
             **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
         }
 
-    def learn_labels(self, rollout: Rollout, rows: list[int]) -> dict:
+    def learn_labels(self, rollout: Rollout, indices: list[int]) -> dict:
         """The gradient of the expected label reward less its KL penalty, over all claims of each prompt's task.
 
         sum_l pi(l) * (r_l - floor) / std, with r_l from `LabelChoices.rewards`: whatever is no claim earns the floor,
         the least of the prompt's rewards, so that the sum is over everything that the policy could say.
         """
         config = self.config
-        prompts = ranks.total(torch.tensor(float(len(rows)), device=self.backbone.device))
+        prompts = ranks.total(torch.tensor(float(len(indices)), device=self.backbone.device))
 
         @torch.no_grad()
         def judged(part: list[int]) -> list[tuple]:
@@ -362,7 +362,7 @@ class Trainer:
             return [*zip(owners, reward.tolist(), reference.tolist(), strict=True)]
 
         # All rewards before any gradient: their scale is that of the batch, whatever the micro-batch.
-        known = [one for _, part in self.parts("scoring", rows, judged) for one in part]
+        known = [one for _, part in self.parts("scoring", indices, judged) for one in part]
         gains = self.choices.gain([reward for _, reward, _ in known], [owner for owner, *_ in known])
         found = {owner: (*values, gain) for (owner, *values), gain in zip(known, gains, strict=True)}
 
@@ -377,7 +377,7 @@ class Trainer:
             self.backward(loss, "label loss", rollout, micro)
             return torch.stack([probability.sum(), (probability * reward).sum()]).detach()
 
-        totals = self.accumulate(rows, learn) + torch.zeros(2, device=self.backbone.device)
+        totals = self.accumulate(indices, learn) + torch.zeros(2, device=self.backbone.device)
         mass, expected = (ranks.total(totals) / prompts).tolist()
         if mass < 0.1:
             raise UserError(
@@ -391,7 +391,7 @@ class Trainer:
             raise self.fault(f"{what} ({loss.item()})", *(rollout.rows[i] for i in micro))
         self.scaler.scale(loss).backward()
 
-    def reduce_gradients(self, batch: Batch, rows: list[int]) -> float:
+    def reduce_gradients(self, batch: Batch, indices: list[int]) -> float:
         """Sum gradients over processes, clip them to `max_grad_norm`, return the norm before clipping."""
         for parameter in self.parameters:
             if parameter.grad is None:  # a process without rows in this step
@@ -403,13 +403,13 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise self.fault(f"gradient (norm {norm})", *(batch.rollout.rows[i] for i in rows))
+            raise self.fault(f"gradient (norm {norm})", *(batch.rollout.rows[i] for i in indices))
         return norm
 
     # shared
 
-    def accumulate(self, rows: list[int], learn: Callable[[list[int]], torch.Tensor]) -> torch.Tensor | float:
-        """Gradients of micro-batches of `rows`; the sum of what `learn`, which makes them, returns."""
+    def accumulate(self, indices: list[int], learn: Callable[[list[int]], torch.Tensor]) -> torch.Tensor | float:
+        """Gradients of micro-batches of `indices`; the sum of what `learn`, which makes them, returns."""
 
         def attempt(micro: list[int]) -> torch.Tensor:
             before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
@@ -420,22 +420,23 @@ class Trainer:
                     parameter.grad = gradient
                 raise
 
-        return sum(total for _, total in fitting.parts("micro-batch", rows, self.config.micro_batch_size, attempt))
+        return sum(total for _, total in fitting.parts("micro-batch", indices, self.config.micro_batch_size, attempt))
 
-    def parts(self, what: str, rows: list[int], function: Callable) -> Iterator[tuple]:
-        """`function` over parts of `rows`, as many as are sampled and scored side by side."""
-        return fitting.parts(what, rows, self.config.rollout_batch_size, function)
+    def parts(self, what: str, indices: list[int], function: Callable) -> Iterator[tuple]:
+        """`function` over parts of `indices`, as many as are sampled and scored side by side."""
+        return fitting.parts(what, indices, self.config.rollout_batch_size, function)
 
-    def sequences(self, rollout: Rollout, rows: list[int]) -> Packed:
-        prompts, responses = ([part[i] for i in rows] for part in (rollout.prompts, rollout.responses))
+    def sequences(self, rollout: Rollout, indices: list[int]) -> Packed:
+        prompts, responses = ([part[i] for i in indices] for part in (rollout.prompts, rollout.responses))
         return self.backbone.pack(prompts, responses, self.tokenizer.pad_token_id)
 
     @torch.no_grad()
     def forward(self, rollout: Rollout, function: Callable[[Packed], torch.Tensor]) -> torch.Tensor:
         """`function` over the rollout in chunks, without gradients; (B, R) results padded to the widest response."""
         width = max(map(len, rollout.responses), default=0)
-        rows = list(range(len(rollout.rows)))
-        parts = [part for _, part in self.parts("scoring", rows, lambda some: function(self.sequences(rollout, some)))]
+        indices = list(range(len(rollout.rows)))
+        found = self.parts("scoring", indices, lambda some: function(self.sequences(rollout, some)))
+        parts = [part for _, part in found]
         return torch.cat([part if part.dim() == 1 else F.pad(part, (0, width - part.shape[1])) for part in parts])
 
     def fault(self, what: str, *rows: dict) -> UserError:

@@ -56,9 +56,9 @@ class LabelChoices:
         except ValueError:  # a label in words that no training rationale was written for
             return ""
 
-    def pack(self, rollout: Rollout, rows: list[int], backbone: Backbone, pad: int) -> tuple[list, Packed]:
+    def pack(self, rollout: Rollout, indices: list[int], backbone: Backbone, pad: int) -> tuple[list, Packed]:
         """(row, claim) of each choice, and the choices after their prompts, which they share."""
-        owners = [(i, c) for i in rows for c in dict.fromkeys(self.claims[rollout.rows[i]["task"]].values())]
+        owners = [(i, c) for i in indices for c in dict.fromkeys(self.claims[rollout.rows[i]["task"]].values())]
         return owners, backbone.pack([rollout.prompts[i] for i, _ in owners], [self.ids[c] for _, c in owners], pad)
 
     def rewards(self, rollout: Rollout, owners: list, batch: Packed, backbone: Backbone) -> torch.Tensor:

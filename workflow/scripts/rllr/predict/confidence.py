@@ -89,7 +89,7 @@ def label_logprobs(
 
     def scored(batch: list[tuple]) -> list[list[float]]:
         numbers, rests, continuations = (list(part) for part in zip(*batch, strict=True))
-        known = reading and reading.rows(numbers)
+        known = reading and reading.select(numbers)
         with models.autocast(dtype):
             return continuation_logprobs(
                 model, [prompts[i] for i in numbers], continuations, encoder.tokenizer.pad_token_id, known, rests
