@@ -36,7 +36,9 @@ def main() -> None:
     for name in REWARD_MODELS:
         if (folder / name / "metrics.json").is_file():
             metrics = read_json(folder / name / "metrics.json")
-            print(f"{name}: right about {100 * metrics['pair_accuracy']:.1f}% of {metrics['n']} held-out pairs")
+            sets = {"label-sensitive": metrics, "rationale-sensitive": metrics.get("rationale_sensitive")}
+            told = [f"{100 * v['pair_accuracy']:.1f}% of {v['n']} {pairs}" for pairs, v in sets.items() if v]
+            print(f"{name}: of the held-out pairs it ranks right {', '.join(told)}")
     print(f"\nIn {folder}/<method>/:")
     for name, what in PLACES.items():
         if any(folder.glob(f"*/{name}")):
