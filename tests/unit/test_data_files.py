@@ -16,8 +16,8 @@ from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import CueAnnotator
 from rllr.data.catalogue import FILES
-from rllr.data.pairs import is_wrong, score_weights, usable, wrong_labels
 from rllr.data.plan import share_out
+from rllr.data.rejected import is_wrong, score_weights, usable, wrong_labels
 from rllr.data.spec import TaskSpec
 from rllr.tasks import Task, load_tasks, read_label
 
@@ -542,7 +542,7 @@ def test_that_the_leak_test_can_see_a_leak():
 
 
 def test_unreadable_confusion_names_the_file(tmp_path):
-    from rllr.data.pairs import read_confusion
+    from rllr.data.rejected import read_confusion
 
     (tmp_path / "c.json").write_text('{"other": {}}')
     with pytest.raises(UserError, match=r"c\.json: key other"):

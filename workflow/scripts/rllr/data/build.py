@@ -33,8 +33,8 @@ from rllr.data.annotators import Ask, make_annotator
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
 from rllr.data.mixing import mix
-from rllr.data.pairs import corrupt, read_confusion, score_weights, usable, wrong_labels
 from rllr.data.plan import USES, Plan, Rows, make_plan, overlaps
+from rllr.data.rejected import corrupt, read_confusion, score_weights, usable, wrong_labels
 from rllr.data.sources import read_rows
 from rllr.data.spec import DataConfig
 from rllr.tasks import respond

@@ -1,4 +1,4 @@
-"""Pairs of responses: which wrong label, which worse rationale, and the check that every pair must pass."""
+"""The rejected side of pairs: which wrong label, which worse rationale, and the check that every pair must pass."""
 
 import math
 import re
