@@ -365,7 +365,13 @@ def _mapper(builder: Builder, workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    with multiprocessing.get_context("fork").Pool(workers, _start_worker) as pool:
+    # A worker that is told to end before it has its own answer to that would answer as this process, and stay.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        started = multiprocessing.get_context("fork").Pool(workers, _start_worker)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    with started as pool:
         yield pool.imap
         pool.close()
         pool.join()
@@ -375,6 +381,7 @@ def _start_worker() -> None:
     """Leave signals to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the pool stops its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def follow() -> None:
         if parent := multiprocessing.parent_process():
