@@ -214,6 +214,11 @@ def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, capsys, demo_t
     write_json(tmp_path / "rm" / rewards.SCORE, {"score": score})
     found = run.claims()
     assert (found == {}) == bool(why) and (not why or why in capsys.readouterr().err)
+    mixed = object.__new__(Run)
+    mixed.config, mixed.rewards = config(stage="rllr_mix", label_reward_threshold="auto"), tmp_path  # no metrics.json
+    assert mixed.tau(of_claims=True).value is None and "not needed" in mixed.tau(of_claims=True).origin
+    mixed.config = config(stage="rllr_mix", label_reward_threshold=-0.1)
+    assert mixed.tau(of_claims=True).value == -0.1
     assert why or found["movie_reviews"] == {label: f"It is {label}," for label in ("positive", "negative")}
 
 

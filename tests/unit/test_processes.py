@@ -172,10 +172,9 @@ def test_values_are_shared_out_and_come_back_in_order(monkeypatch, sharded):
         monkeypatch.setattr(
             ranks, "gather", lambda own: others.append(own) or [pair for part in others for pair in part]
         )
-        return ranks.share_out(["a", "b"], values_of)
+        return ranks.share_out(["a", "b"], values_of, together=sharded)
 
     monkeypatch.setattr(ranks, "world", lambda: 3)
-    monkeypatch.setattr(ranks, "sharded", lambda: sharded)
     parts: list = []
     values = [on(rank, parts) for rank in (2, 1, 0)]
     assert values[-1] == ["A", "B"]

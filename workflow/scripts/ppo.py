@@ -37,14 +37,12 @@ def main() -> None:
 
     from rllr.ppo.iteration import PPOConfig  # heavy: only once the input is known to be good
     from rllr.ppo.run import Run
-    from rllr.ppo.scoring import threshold
 
     config = load_stage(PPOConfig, args.config)
     validation = []
     if config.validate_iterations and (config.keep == "best" or has_rows(args.data / "validation.jsonl")):
         validation = read_prompts(args.data / "validation.jsonl", tasks, need_labels=True)
-    tau = threshold(name, config.label_reward_threshold, args.rewards)
-    Run(config, args.config, args.base, args.data, args.rewards, args.out, tasks, rows, validation, tau).train()
+    Run(config, args.config, args.base, args.data, args.rewards, args.out, tasks, rows, validation).train()
 
 
 if __name__ == "__main__":

@@ -72,9 +72,13 @@ def gather(value: list) -> list:
     return [item for part in parts for item in part]
 
 
-def share_out(items: list, values_of: Callable[[list], list]) -> list:
-    """The values of `items`, in order, on every process; each computes those of its share, which may be empty."""
-    if sharded():
+def share_out(items: list, values_of: Callable[[list], list], together: bool = False) -> list:
+    """The values of `items`, in order, on every process; each computes those of its share, which may be empty.
+
+    Args:
+        together: every process computes all of them, as where each holds a part of the model (`sharded`).
+    """
+    if together:
         return values_of(items)
     mine = range(rank(), len(items), world())
     found = gather([*zip(mine, values_of([items[i] for i in mine]), strict=True)])

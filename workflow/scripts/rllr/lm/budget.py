@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rllr import gpus, ranks
+from rllr.base import NO_SHARING
 from rllr.cli import UserError, log
 from rllr.files import read_json
 
@@ -20,9 +21,6 @@ BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 OVERHEAD = 1.1  # fragmentation and workspaces
 CONTEXT = 0.7 * 2**30  # bytes that CUDA takes on a GPU before anything is computed
 ADAM = 16  # bytes per trained parameter: fp32 weight, gradient, two moments
-
-# ALiBi makes its biases from the columns, not from positions: these compute no responses side by side.
-NO_SHARING = ("bloom", "baichuan2-13b")
 
 
 @dataclass(frozen=True)
@@ -233,15 +231,19 @@ def available_memory() -> tuple[int, str]:
 
 def control_group_room(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this process's control group, or one around it, leaves it: a container, a job of a cluster (cgroup
-    v2); file cache, which makes room, does not count.
+    v2); inactive file cache, which makes room, does not count.
     """
-    own = proc.read_text().rpartition("::/")[2].strip() if proc.is_file() else ""
-    room = 2**63
-    for folder in [root / own, *(root / own).parents]:
-        limit = folder / "memory.max"
-        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+    lines = proc.read_text().splitlines() if proc.is_file() else []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    room, folder = 2**63, root / own
+    while folder.is_relative_to(root):
+        try:
+            most, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
             cache = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())["inactive_file"]
-            room = min(room, int(most) - int((folder / "memory.current").read_text()) + int(cache))
+            room = min(room, int(most) - int(used) + int(cache)) if most != "max" else room
+        except (OSError, ValueError, KeyError):
+            pass  # no limit that can be read
+        folder = folder.parent
     return max(0, room)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from rllr.base import NO_SHARING
 from rllr.lm import models
-from rllr.lm.budget import NO_SHARING
 
 
 @dataclass

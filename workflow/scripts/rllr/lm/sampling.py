@@ -39,6 +39,7 @@ def respond(
         prompts: lists of token ids.
         batch_size: responses side by side.
         numbers: (len(prompts) * samples, max_new_tokens) from `uniforms`; None decodes greedily.
+        temperature: divides the logits, where responses are sampled.
         samples: responses to each prompt; indices count responses, those of a prompt next to each other.
         keep_reading: see `generate`.
     """

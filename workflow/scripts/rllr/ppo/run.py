@@ -23,7 +23,7 @@ from rllr.lm.tokens import Encoder
 from rllr.methods import GOLD, METHODS
 from rllr.ppo.backbone import Backbone
 from rllr.ppo.iteration import PPOConfig, Trainer
-from rllr.ppo.scoring import Rewards, Threshold, is_correct
+from rllr.ppo.scoring import Rewards, Threshold, is_correct, threshold
 from rllr.rows import read_responses
 from rllr.tasks import Task
 from rllr.tracking import Board
@@ -67,7 +67,6 @@ class Run:
     tasks: dict[str, Task]
     rows: list[dict]
     validation: list[dict]
-    threshold: Threshold
 
     def train(self) -> None:
         """Train to the end, from the newest whole checkpoint if there is one; write the outputs."""
@@ -96,8 +95,7 @@ class Run:
         claims = self.claims() if config.baseline == "all_labels" else {}
         if config.baseline == "all_labels" and not claims:
             config = replace(config, baseline="value")
-        if claims and config.label_reward_threshold == "auto" and self.threshold.value is not None:
-            self.threshold = Threshold(None, "not needed: what is rewarded is a claim's share of its prompt's claims")
+        self.threshold = self.tau(bool(claims))
         config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
@@ -141,6 +139,13 @@ class Run:
         self.trainer = Trainer(
             config, backbone, Rewards(label, rationale, tau.value), self.tasks, tokenizer, self.iterations, claims
         )
+
+    def tau(self, of_claims: bool) -> Threshold:
+        """The cap of the label reward; `auto` needs none where a claim's share is rewarded, which is 1 at most."""
+        setting, method = self.config.label_reward_threshold, METHODS[self.config.stage]
+        if of_claims and setting == "auto" and method.rationale_reward and method.label_reward != GOLD:
+            return Threshold(None, "not needed: what is rewarded is a claim's share of its prompt's claims")
+        return threshold(self.config.stage, setting, self.rewards)
 
     def claims(self) -> dict[str, dict[str, str]]:
         """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and the log

@@ -99,7 +99,7 @@ def evaluate(
         return [*zip(values[::2], values[1::2], strict=True)]
 
     for name, rows in rows_of.items():
-        sides = torch.tensor(ranks.share_out(encode(rows, encoder), sides_of)).unbind(1)
+        sides = torch.tensor(ranks.share_out(encode(rows, encoder), sides_of, together=ranks.sharded())).unbind(1)
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
             metrics["chosen_median_validation"] = sides[0].median().item()
