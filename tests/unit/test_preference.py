@@ -15,7 +15,7 @@ from rllr.lm.claims import claims_by_label
 from rllr.lm.packing import Packed
 from rllr.ppo.backbone import Backbone
 from rllr.ppo.labels import LabelChoices
-from rllr.ppo.scoring import Rewards, RunningMoments
+from rllr.ppo.scoring import Rewards, RunningMoments, threshold
 from rllr.tasks import Task
 from rllr.train.preference import add_reference, preference_loss
 from rllr.train.trainer import save_adapter
@@ -214,11 +214,9 @@ def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, capsys, demo_t
     write_json(tmp_path / "rm" / rewards.SCORE, {"score": score})
     found = run.claims()
     assert (found == {}) == bool(why) and (not why or why in capsys.readouterr().err)
-    mixed = object.__new__(Run)
-    mixed.config, mixed.rewards = config(stage="rllr_mix", label_reward_threshold="auto"), tmp_path  # no metrics.json
-    assert mixed.tau(of_claims=True).value is None and "not needed" in mixed.tau(of_claims=True).origin
-    mixed.config = config(stage="rllr_mix", label_reward_threshold=-0.1)
-    assert mixed.tau(of_claims=True).value == -0.1
+    tau = threshold("rllr_mix", "auto", tmp_path, of_claims=True)  # without a metrics.json
+    assert tau.value is None and "not needed" in tau.origin
+    assert threshold("rllr_mix", -0.1, tmp_path, of_claims=True).value == -0.1
     assert why or found["movie_reviews"] == {label: f"It is {label}," for label in ("positive", "negative")}
 
 

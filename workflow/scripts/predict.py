@@ -28,7 +28,6 @@ from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.predict.model_file import PATHS, PredictConfig, find
-from rllr.rows import read_responses
 from rllr.tasks import Task, load_tasks
 
 
@@ -82,15 +81,14 @@ def main() -> None:
             parser.error("--best-of needs --reward, the adapter of a reward model")
         config = replace(config, best_of=args.best_of)
     if args.responses:
-        from rllr.lm.claims import claims_by_label
+        from rllr.lm.claims import claims_in
         from rllr.lm.lengths import answer_room
         from rllr.lm.models import load_tokenizer
         from rllr.lm.tokens import Encoder
 
         encoder = Encoder(load_tokenizer(paths["base"]), config.cutoff)
         known["max_new_tokens"] = answer_room(config.max_new_tokens, args.responses, encoder)
-        said = ((row["task"], row["output"]) for row in read_responses(args.responses, tasks))
-        known["claims"] = claims_by_label(said, tasks)
+        known["claims"] = claims_in(args.responses, tasks)
     config = replace(config, max_new_tokens=known.get("max_new_tokens", config.max_new_tokens))
     if config.max_new_tokens == "auto":
         parser.error("max_new_tokens is auto: give --responses, the file that answers are to be like")

@@ -7,10 +7,12 @@ an answer decides, and what follows only argues for it. Reward models and RL the
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rllr.rows import read_responses
 from rllr.tasks import Task, read_label
 
 AGREE = 0.95  # of a label's rationales that must make one and the same claim
@@ -71,3 +73,8 @@ def claims_by_label(said: Iterable[tuple[str, str]], tasks: dict[str, Task]) -> 
             claims |= {label: form.replace("{}", label) for label in tasks[task].labels}
         found[task] = {label: claims[label] for label in tasks[task].labels or claims if label in claims}
     return found
+
+
+def claims_in(responses: Path, tasks: dict[str, Task]) -> dict[str, dict[str, str]]:
+    """`claims_by_label` of a file of training responses."""
+    return claims_by_label(((row["task"], row["output"]) for row in read_responses(responses, tasks)), tasks)

@@ -15,7 +15,7 @@ from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
 from rllr.lm import budget, fitting, models, sampling
-from rllr.lm.claims import claims_by_label
+from rllr.lm.claims import claims_in
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
 from rllr.lm.rewards import scores_claims
@@ -23,8 +23,7 @@ from rllr.lm.tokens import Encoder
 from rllr.methods import GOLD, METHODS
 from rllr.ppo.backbone import Backbone
 from rllr.ppo.iteration import PPOConfig, Trainer
-from rllr.ppo.scoring import Rewards, Threshold, is_correct, threshold
-from rllr.rows import read_responses
+from rllr.ppo.scoring import Rewards, is_correct, threshold
 from rllr.tasks import Task
 from rllr.tracking import Board
 from rllr.train.trainer import save_adapter
@@ -95,7 +94,7 @@ class Run:
         claims = self.claims() if config.baseline == "all_labels" else {}
         if config.baseline == "all_labels" and not claims:
             config = replace(config, baseline="value")
-        self.threshold = self.tau(bool(claims))
+        self.threshold = threshold(config.stage, config.label_reward_threshold, self.rewards, bool(claims))
         config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
         self.prompts = [encoder.prompt(row, room=config.max_new_tokens) for row in self.rows]
         encoder.report("unsupervised.jsonl", list(map(len, self.prompts)))
@@ -140,13 +139,6 @@ class Run:
             config, backbone, Rewards(label, rationale, tau.value), self.tasks, tokenizer, self.iterations, claims
         )
 
-    def tau(self, of_claims: bool) -> Threshold:
-        """The cap of the label reward; `auto` needs none where a claim's share is rewarded, which is 1 at most."""
-        setting, method = self.config.label_reward_threshold, METHODS[self.config.stage]
-        if of_claims and setting == "auto" and method.rationale_reward and method.label_reward != GOLD:
-            return Threshold(None, "not needed: what is rewarded is a claim's share of its prompt's claims")
-        return threshold(self.config.stage, setting, self.rewards)
-
     def claims(self) -> dict[str, dict[str, str]]:
         """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and the log
         says why.
@@ -157,8 +149,7 @@ class Run:
         elif method.label_reward != GOLD and not scores_claims(self.folders[method.label_reward]):
             why = f"{method.label_reward} scores whole responses (rm_rllr: {{score: claim}} where rationales allow it)"
         else:
-            rows = read_responses(self.data / f"{method.answers_like}.jsonl", self.tasks)
-            found = claims_by_label(((row["task"], row["output"]) for row in rows), self.tasks)
+            found = claims_in(self.data / f"{method.answers_like}.jsonl", self.tasks)
             without = sorted({row["task"] for row in self.rows} - set(found))
             if not without:
                 return found

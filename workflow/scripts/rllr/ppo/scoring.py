@@ -38,11 +38,12 @@ class Threshold:
     origin: str
 
 
-def threshold(name: str, setting: float | str, rewards: Path) -> Threshold:
+def threshold(name: str, setting: float | str, rewards: Path, of_claims: bool = False) -> Threshold:
     """tau of the method `name`.
 
     Args:
         setting: the config's number, or `auto`. rewards: folder that holds the reward models' stages.
+        of_claims: what is rewarded is a claim's share (`LabelChoices`), 1 at most, which `auto` does not cap.
 
     Raises:
         UserError: `auto` without a label reward model, or without validation pairs.
@@ -54,6 +55,8 @@ def threshold(name: str, setting: float | str, rewards: Path) -> Threshold:
         return Threshold(float(setting), "config")
     if label == GOLD:
         raise UserError(f"{name}: label_reward_threshold: auto needs a label reward model; give a number")
+    if of_claims:
+        return Threshold(None, "not needed: what is rewarded is a claim's share of its prompt's claims")
     median = read_json(rewards / label / "metrics.json").get("chosen_median_validation")
     if median is None:
         raise UserError(
