@@ -171,7 +171,7 @@ def test_ppo_that_can_only_skip_is_stopped(merged, reward_folders, tokenizer, de
 def test_a_ppo_run_that_skipped_every_step_ends_with_an_error(skipped):
     from rllr.ppo.run import Records, Run
 
-    run = Run(SimpleNamespace(stage="rllr"), *[None] * 9)
+    run = Run(SimpleNamespace(stage="rllr"), *[None] * 8)
     run.trainer, run.iterations = SimpleNamespace(iteration=2), 2
     run.records = Records([{"iteration": 0, "validation_accuracy": 0.5}, *({"skipped": part} for part in skipped)])
     if skipped == [1.0, 0.5]:

@@ -78,6 +78,6 @@ def test_prediction_and_ppo_refuse_before_a_model_is_loaded(merged, tmp_path, mo
     assert re.search("max_new_tokens is auto: give --responses", capsys.readouterr().err)
 
     config = PPOConfig(model="m", **resolved["rlvr"])
-    run = Run(config, tmp_path, merged, tmp_path, tmp_path, tmp_path / "rlvr", demo_tasks, [row], [], None)
+    run = Run(config, tmp_path, merged, tmp_path, tmp_path, tmp_path / "rlvr", demo_tasks, [row], [])
     with pytest.raises(UserError, match=told):
         run.train()
