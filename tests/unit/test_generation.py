@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rllr.lm import generation, models
 from rllr.lm.generation import generate
@@ -84,3 +85,18 @@ def test_a_step_that_cannot_be_captured_is_launched_by_itself(capsys):
 
     assert generation.captured(step) is step
     assert capsys.readouterr().err.startswith("decoding: no CUDA graph (")
+
+
+def test_a_function_is_first_called_on_one_number(merged):
+    # By one thread, that is, which is how MKL chooses the same kernel in every run (see models.choose_kernels).
+    first: dict = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), others=None):
+            first.setdefault(function.overloadpacket, max([a.numel() for a in arguments if torch.is_tensor(a)] or [0]))
+            return function(*arguments, **(others or {}))
+
+    with Watch():
+        model = models.load_causal(merged, torch.float32)
+        generate(model, PROMPTS, [0], 0, 2)
+    assert first[torch.ops.aten.cos] == first[torch.ops.aten.sin] == 1

@@ -61,6 +61,18 @@ def attention_for(attention: str, training: bool) -> str:
     return "eager" if attention == "auto" and training and device().type == "cpu" else attention
 
 
+def choose_kernels() -> None:
+    """Call a CPU's vector functions once on one number.
+
+    MKL chooses a function's kernel at its first call. Where several threads make it at once, one of them can get a
+    kernel of low accuracy for its share of the numbers (pytorch issue 188792), and the first batch differs from run to
+    run by way of the rotary embedding's cosines.
+    """
+    for one in (torch.ones(1), torch.ones(1, dtype=torch.float64)):
+        for function in (torch.cos, torch.sin, torch.exp, torch.log, torch.sqrt, torch.tanh, torch.erf):
+            function(one)
+
+
 def load(auto_class, folder: Path | str, dtype: torch.dtype, attention: str, training: bool, **extra):
     """`from_pretrained` on a local folder with a chosen attention implementation.
 
@@ -72,6 +84,7 @@ def load(auto_class, folder: Path | str, dtype: torch.dtype, attention: str, tra
     """
     check_weights(folder)
     register()
+    choose_kernels()
     # With a mask, cuDNN's backward pass gives NaN at some lengths (pytorch issue 196678), and it plans anew per shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     attention = attention_for(attention, training)
