@@ -399,6 +399,9 @@ def results(name: str, work: Path, rehearse: bool, limit: float) -> list[dict]:
         output, told = started.communicate()
         failure = f"FAILED: not done after {limit:.0f} s"
     rows = [json.loads(line[4:]) for line in output.splitlines() if line.startswith("row ")]
+    # What programs go on without, or with less of: a step as a graph, rows side by side.
+    less = dict.fromkeys(re.findall(r"decoding: no CUDA graph.*|.*: out of memory with .*", told))
+    rows += [{"case": "", "note": line[:200]} for line in less]
     if failure:
         last = last_line(told)
         absent = re.search(r"No module named '([\w.]+)'", last)

@@ -44,7 +44,8 @@ def test_parts_are_halved_for_good_and_cover_everything(capsys):
     told = capsys.readouterr().err.splitlines()
     assert told == [f"thing: out of memory with {n} rows at a time, going on with {n // 2}" for n in (16, 8, 4)]
     assert len(list(fitting.parts("thing", range(20), 16, double))) == 10 and not capsys.readouterr().err
-    assert fitting.fewer("thing", 15) == 5  # 7 would not divide a batch
+    assert fitting.fewer("thing", 15) == 7
+    assert fitting.fewer("thing", 15, dividing=True) == 5  # 7 would not divide a batch
 
 
 def test_one_row_that_does_not_fit_ends_in_one_line_and_other_errors_pass():

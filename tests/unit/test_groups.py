@@ -69,6 +69,10 @@ def test_shared_prompts_give_the_same_outputs_and_gradients(kind, attention):
     if attention == "eager":
         model.set_attn_implementation("eager")
     assert shares_prompts(model) == (kind in ("llama", "mistral", "glm"))
+    for other in ("flash_attention_2", "kernels-community/flash-attn2"):  # takes no mask of one's own
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.config, "_attn_implementation_internal", other)
+            assert not shares_prompts(model)
 
     @settings(max_examples=15, deadline=None)
     @given(ragged)

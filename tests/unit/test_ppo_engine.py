@@ -2,10 +2,6 @@
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import two_processes
 from rllr.cli import UserError
 from rllr.lm import models
 from rllr.lm.packing import Packed
@@ -442,18 +439,7 @@ def test_two_processes_equal_one_on_stored_rollouts(merged, reward_folders, toke
     torch.save(stored, tmp_path / "state.pt")
     expected = ppo_rank.iteration(trainer, stored)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, ppo_rank.__file__, str(tmp_path / "state.pt"), str(tmp_path / "result.pt")]
-    processes = [
-        subprocess.Popen(command, env={
-            **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        })
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    two_processes.run(ppo_rank.__file__, tmp_path / "state.pt", tmp_path / "result.pt")
     found = torch.load(tmp_path / "result.pt", weights_only=True)
     for key in ("policy_loss", "value_loss", "ratio", "gradient_norm", "kl", "samples"):
         assert found["metrics"][key] == pytest.approx(expected["metrics"][key], rel=1e-4, abs=1e-6), key

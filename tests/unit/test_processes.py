@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import launch
+import sharded_rank
+import two_processes
 from rllr import ranks
 from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.files import write_json, write_jsonl
+from rllr.lm import fitting
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "workflow/scripts"
@@ -156,6 +159,22 @@ def test_two_processes_resume_within_an_epoch_with_the_rows_that_are_left(stage,
     assert resumed.returncode == 0 and "resuming from" in told, told
     for key, value in expected.items():
         assert (load_file(out / "adapter/adapter_model.safetensors")[key] - value).abs().max() < 1e-6, key
+
+
+@pytest.mark.parametrize("score", ["head", "claim"])
+def test_a_sharded_reward_model_scores_pairs_as_a_whole_one(merged, tmp_path, score):
+    two_processes.run(sharded_rank.__file__, merged, score, tmp_path / "scores.json")
+    found, expected = json.loads((tmp_path / "scores.json").read_text()), sharded_rank.scored(merged, score)
+    assert len(found) == 5
+    for sides, own in zip(found, expected, strict=True):
+        assert sides == pytest.approx(own, abs=1e-5)
+
+
+def test_a_sharded_model_out_of_memory_ends_the_run(monkeypatch):
+    """In place of a smaller part, which the other processes would not know of."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="scoring: out of memory with 8 rows at a time; lower micro_batch_size"):
+        fitting.fewer("scoring", 8)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -3,7 +3,8 @@
     python workflow/scripts/memory.py --models mistral llama2-13b
 
 Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. A batch size of
-`auto`, which takes what the device has, counts as one row. Sizes come from results/<model>/base/config.json where that
+`auto`, which takes what the device has, counts as one row, and PPO's rollout batch as the responses of an iteration,
+below which it never goes. Sizes come from results/<model>/base/config.json where that
 exists, else from the table of published sizes below.
 """
 
@@ -29,7 +30,7 @@ PUBLISHED = {
         4096, 30, 32, 32, 128, 16384, 250880, gated=False, tied=True, eager=True, shares=False
     ),
 }
-STAGES = ("sft", "sft_wrat", "rm_rlhf", "rm_rllr", "rlhf", "rllr", "rllr_mix", "predict")
+STAGES = ("sft", "sft_wrat", "rm_rlhf", "rm_rllr", "rlhf", "rllr", "rllr_mix", "dpo", "predict")
 
 
 def sizes_of(model: str, config: dict, results: Path) -> Sizes:
@@ -52,7 +53,9 @@ def table(models: list[str], results: Path) -> str:
         cells = []
         for stage in STAGES:
             resolved = stage_config(defaults, config, stage, 1, str(path))
-            resolved |= {key: 1 for key, value in resolved.items() if value == "auto" and key.endswith("batch_size")}
+            least = {"rollout_batch_size": resolved.get("batch_size", 1) * resolved.get("samples_per_prompt", 1)}
+            auto = [key for key, value in resolved.items() if value == "auto" and key.endswith("batch_size")]
+            resolved |= {key: least.get(key, 1) for key in auto}
             read = METHODS[stage].reward_models if stage in METHODS else []
             need = memory(sizes, resolved, SECTIONS[stage], rewards=len(read))
             cells.append(f"{(need['peak'] + CONTEXT) / 2**30:.1f}")

@@ -5,6 +5,7 @@ one, which keeps T x T matrices), as what PyTorch reserves: CUDA's own context c
 size, I inner size, V vocabulary, T tokens of a row.
 """
 
+import os
 import resource
 import shutil
 import time
@@ -20,6 +21,7 @@ from rllr.files import read_json
 BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 OVERHEAD = 1.1  # fragmentation and workspaces
 CONTEXT = 0.7 * 2**30  # bytes that CUDA takes on a GPU before anything is computed
+UNTRAINED = 4  # times a micro-batch: responses of pairs side by side where nothing is trained
 ADAM = 16  # bytes per trained parameter: fp32 weight, gradient, two moments
 
 
@@ -196,6 +198,12 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 0) -> dict[s
         peak += rows * length * sizes.hidden * 2 * 4  # the head's input in fp32, and its gradient
     else:
         peak += logits(sizes, rows * room, width)
+    if section in ("reward", "dpo"):  # held-out pairs; the reference's pass
+        read = UNTRAINED * config["micro_batch_size"]
+        scoring = reading(sizes, read, length, width) + masks(read)
+        if section == "dpo":
+            scoring += logits(sizes, read * room, width)
+        peak = max(peak, scoring)
     if section == "ppo":
         rollout = config["rollout_batch_size"]
         scoring = reading(sizes, rollout, length, width) + rollout * room * sizes.vocab * (12 + width) + masks(rollout)
@@ -226,7 +234,8 @@ def available_memory() -> tuple[int, str]:
         return 2**63, "this machine"
     line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
     free, group = int(line.split()[1]) * 1024, control_group_room()
-    return (group, "this job's control group") if group < free else (free, "this machine")
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this run on this machine
+    return (group // share, "this job's control group") if group < free else (free // share, "this machine")
 
 
 def control_group_room(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:

@@ -63,15 +63,20 @@ def sufficed(function: Callable, *args: Any) -> tuple[bool, Any]:
     return False, None
 
 
-def fewer(what: str, size: int) -> int:
-    """The number of rows to try after `size` did not fit: half, or what divides `size`, so that batches still add up.
+def fewer(what: str, size: int, dividing: bool = False) -> int:
+    """The number of rows to try after `size` did not fit: half.
+
+    Args:
+        dividing: or less, so that it divides `size` and batches still add up.
 
     Raises:
-        UserError: it was one row.
+        UserError: it was one row; or each process holds a part of the model, and the others wait within it.
     """
     if size == 1:
         raise UserError(f"{what}: out of memory with a single row; lower cutoff, or use a larger device")
-    smaller = next(number for number in range(size // 2, 0, -1) if size % number == 0)
+    if ranks.sharded():
+        raise UserError(f"{what}: out of memory with {size} rows at a time; lower micro_batch_size")
+    smaller = next(number for number in range(size // 2, 0, -1) if not dividing or size % number == 0)
     log(f"{what}: out of memory with {size} rows at a time, going on with {smaller}")
     return smaller
 

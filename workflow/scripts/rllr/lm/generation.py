@@ -121,11 +121,6 @@ def positions_for(model, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"position_ids": positions} if takes else {}
 
 
-def takes_masks(model) -> bool:
-    """Whether a model attends under a mask of one's own: not with ALiBi, and not by flash-attention."""
-    return shares_prompts(model) and "flash" not in models.without_peft(model).config._attn_implementation
-
-
 @torch.no_grad()
 def read(model, prompts: list[list[int]], pad: int) -> Reading:
     """Read prompts (token ids) without answering them."""
@@ -213,7 +208,7 @@ def generate(
     count = len(prompts) * samples
     result = Generated(*([[] for _ in range(count)] for _ in range(3)))  # type: ignore[arg-type]  # three fields of four
     alive, ends = torch.arange(count), torch.tensor(list(stops), device=device)
-    fixed = device.type == "cuda" and takes_masks(model) if fixed is None else fixed
+    fixed = device.type == "cuda" and shares_prompts(model) if fixed is None else fixed
     cache = Cache(layer_class_to_replicate=RoomyLayer)
     # The last position by its index: the slice that a plain 1 stands for is not contiguous, and for that PyTorch's
     # product on a CPU copies the output layer once for every row (1.8 GB in bf16 for 32 rows of the demo's model).

@@ -105,10 +105,10 @@ class Packed:
 
 
 def shares_prompts(model: PreTrainedModel) -> bool:
-    """Whether a model computes groups: it takes positions, and a mask of one's own (not ALiBi)."""
+    """Whether a model computes groups: it takes positions, and a mask of one's own (not ALiBi, not flash-attention)."""
     plain = models.without_peft(model)
-    takes = inspect.signature(plain.forward).parameters
-    return "position_ids" in takes and plain.config.model_type not in NO_SHARING
+    takes = "position_ids" in inspect.signature(plain.forward).parameters
+    return takes and plain.config.model_type not in NO_SHARING and "flash" not in plain.config._attn_implementation
 
 
 def by_size(prompts: list[list[int]], responses: list[list[int]], batch_size: int) -> list[list[int]]:

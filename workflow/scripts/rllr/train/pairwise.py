@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rllr import cli, ranks
 from rllr.files import write_json, write_jsonl
-from rllr.lm import models, rewards
+from rllr.lm import budget, models, rewards
 from rllr.lm.claims import claim_ends, claims_by_label
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.lm.tokens import Encoder
@@ -92,6 +92,8 @@ def evaluate(
     """metrics.json and the scores behind it."""
     metrics: dict[str, Any] = {}
     scored: list[dict] = []
+    if ranks.sharded():  # scoring goes past the outermost module, which would gather embeddings, last norm and head
+        reward.model.unshard()
 
     def sides_of(pairs: list[dict]) -> list[tuple[float, float]]:
         bar = "scoring pairs" if ranks.rank() == 0 else ""
@@ -171,8 +173,7 @@ def train_reward_model(
         if claims:
             ends = claim_ends(tokenizer, model.config.vocab_size)
         reward = rewards.Reward(model, ends)
-        # Without gradients: more rows fit than in training.
-        batch_size = 8 * stage.config.micro_batch_size
+        batch_size = budget.UNTRAINED * stage.config.micro_batch_size
         metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, dtype)
         if ranks.rank() == 0:
             if claims:

@@ -13,7 +13,7 @@ import trl
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rllr.lm import models, rewards
+from rllr.lm import budget, models, rewards
 from rllr.lm.claims import claim_ends, claim_of
 from rllr.lm.packing import Packed, shares_prompts
 from rllr.train.batches import EveryRowOnce
@@ -97,7 +97,7 @@ def trainer_of(stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight
             row |= {side: claim_of(row[side], ends) for side in ("chosen_ids", "rejected_ids")}
             row["reference"] = [0.0, 0.0]
     else:
-        add_reference(stage.encoded, model, stage.tokenizer, 8 * config.micro_batch_size, stage.dtype)
+        add_reference(stage.encoded, model, stage.tokenizer, budget.UNTRAINED * config.micro_batch_size, stage.dtype)
     return make_trainer(
         model, stage.tokenizer.pad_token_id, stage.dtype, beta, sft_weight,
         args=trl.DPOConfig(**arguments, disable_dropout=False, remove_unused_columns=False),

@@ -140,7 +140,7 @@ def train(
         clear_device_cache(garbage_collection=True)  # mixed precision leaves a circle of references
         if ranks.world() > 1:  # the others wait for this one
             raise UserError(f"micro_batch_size {config.micro_batch_size}: out of memory; lower it")
-        config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size))
+        config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size, dividing=True))
 
 
 def run(trainer: "Trainer", folder: Path, out: Path) -> None:
