@@ -20,7 +20,7 @@ from rllr.evaluate import page as report
 from rllr.evaluate import quality as reward_quality
 from rllr.evaluate import tables as summary
 from rllr.evaluate.label_metrics import method_metrics
-from rllr.evaluate.tables import config_differences, markdown, spread, table, tables, tsv
+from rllr.evaluate.tables import config_differences, markdown, spread, table, tables, tsv, verdicts
 from rllr.files import write_json, write_jsonl
 from rllr.lm import rewards, sampling
 from rllr.tasks import ANSWER, Task, dump_tasks
@@ -77,6 +77,11 @@ def test_the_table_says_how_much_better_and_calls_noise_noise(run):
     assert "noise" in lines["rlhf"] and "noise" not in lines["rllr"] and lines["sft_wrat"].count("–") == 1
     assert f"{100 * rows[2]['score']:.1f}" in lines["rllr"] and "p " in lines["rllr"]
     assert "200 test rows of small" in text and "points or more from noise" in text
+    best, other = verdicts(rows)
+    assert best.startswith(
+        f"rllr is {100 * (rows[2]['score'] - rows[0]['score']):.1f} points above sft_wrat (95% inter"
+    )
+    assert best.endswith(": not by chance.") and other.startswith("rlhf is") and other.endswith(": this may be chance.")
     head, *body = [line.split("\t") for line in tsv({"": rows}).splitlines()]
     assert head[:6] == ["model", "method", "n", "unparsed", "reviews", "mean"] and len(body) == 3
     assert all(len(line) == len(head) for line in body) and body[2][:4] == ["m", "rllr", "200", "1"]
@@ -141,6 +146,18 @@ def test_what_figures_show_is_what_the_table_says(tmp_path):
     assert summary.against(rows, "rlhf") == {}
     plots.differences({}, "rlhf", tmp_path / "none.svg")  # nothing to compare with
     assert (tmp_path / "none.svg").stat().st_size
+
+
+@pytest.mark.parametrize(("runs", "whole"), [(2, False), (3, True)])
+def test_an_interval_over_two_runs_does_not_stretch_the_axis(monkeypatch, tmp_path, runs, whole):
+    from rllr.evaluate import plots
+
+    saved = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure))
+    values = {"difference": 0.1, "intervals": {"rows": [0.05, 0.15], "runs": [-2.0, 2.0]}, "runs": runs}
+    plots.differences({"m": {"rllr": {"mean": values}}}, "sft_wrat", tmp_path / "x.svg")
+    low, high = saved[0].axes[0].get_xlim()
+    assert low < 0 and high > 15 and (low < -200 and high > 200) == whole and (high < 20) != whole
 
 
 def test_runs_that_cannot_be_compared_are_told(tmp_path):
@@ -236,6 +253,7 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     assert all(link.startswith(("#", "data:image/svg+xml;base64,")) for link in links) and len(links) >= 6
     for heading in (
         "Summary",
+        "points above sft_wrat (95% interval",
         "Won:",
         "Lost:",
         "Unparsed:",

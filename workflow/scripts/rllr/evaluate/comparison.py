@@ -101,7 +101,8 @@ def over_runs(differences: list[dict]) -> dict:
 
     Returns:
         difference; intervals: `rows`, a bootstrap over the test rows (if all runs were tested on the same ones), and
-        `runs`, Student's t (only of several); noise: whether one of them holds 0, or a single run is noise by itself.
+        `runs`, Student's t (only of several); runs: how many there are; noise: whether an interval holds 0, or a single
+        run is noise by itself.
     """
     from scipy.stats import t
 
@@ -113,7 +114,7 @@ def over_runs(differences: list[dict]) -> dict:
         intervals["runs"] = [float(np.mean(values) - half), float(np.mean(values) + half)]
     noise = any(low <= 0 <= high for low, high in intervals.values())
     noise |= len(values) == 1 and differences[0].get("noise", False)
-    return {"difference": float(np.mean(values)), "intervals": intervals, "noise": noise}
+    return {"difference": float(np.mean(values)), "intervals": intervals, "runs": len(values), "noise": noise}
 
 
 def detectable_over_runs(differences: list[dict]) -> float | None:

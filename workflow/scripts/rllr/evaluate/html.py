@@ -74,7 +74,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Cell]], caption: str = "
 
 
 def figure(svg: Path, caption: str) -> str:
-    """An svg file with its caption, at its natural width at most.
+    """An svg file with its caption, at its natural width at most, and so large that its letters can be read.
 
     An image rather than inline markup: matplotlib's figures repeat each other's ids.
     """
@@ -83,7 +83,7 @@ def figure(svg: Path, caption: str) -> str:
     source = base64.b64encode(content).decode()
     return (
         f'<figure><div class=scroll tabindex=0><img src="data:image/svg+xml;base64,{source}" alt="{text(caption)}" '
-        f'style="max-width:{float(width):.0f}pt;min-width:min({float(width):.0f}pt,36rem)"></div>'
+        f'style="max-width:{float(width):.0f}pt;min-width:min({0.65 * float(width):.0f}pt,36rem)"></div>'
         f"<figcaption>{text(caption)}</figcaption></figure>"
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rllr.evaluate.html import figure, table, text
 from rllr.files import read_json
+from rllr.methods import trained_by
 from rllr.tasks import Task, agrees
 
 EXAMPLES = 3  # shown of each kind and task
@@ -116,11 +117,15 @@ def methods_part(run: Run) -> str:
     parts = ["<h3>Methods</h3>"]
     for method in run.predictions:
         parts += [f"<h4>{text(method)}</h4>", metrics_table(read_json(run.folder / method / "metrics.json"))]
-        caption = f"{method}: gold labels down, labels read from the answers across."
+        caption = (
+            f"{method}: gold labels down, labels read from the answers across. All but the diagonal is wrong; a column "
+            "that is dark from top to bottom is a label given whatever the text."
+        )
         parts += [figure(run.folder / method / "confusion.svg", caption), examples(run, method)]
         caption = (
             f"{method}: accuracy of the answers that are surest of their label, by its probability (calibrated on the "
-            "validation slice) or by its share of the votes."
+            "validation slice) or by its share of the votes. Where the line falls from left to right, it is the unsure "
+            "answers that are better left to somebody else."
         )
         parts.append(figure(run.folder / method / "coverage.svg", caption))
         if fitted := read_json(run.folder / method / "model.json")["temperatures"]:
@@ -147,7 +152,11 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
             counts = [str(values["n"]), str(values["mixed_prompts"])]
             sample_lines.append([name, policy, percent(values["accuracy"]), *aucs, tasks, *numbers, *counts])
         figures += [
-            figure(run.folder / name / "pairs.svg", f"{name}: rewards of both sides of the held-out test pairs."),
+            figure(
+                run.folder / name / "pairs.svg",
+                f"{name}: rewards of both sides of the held-out test pairs; the less the two hills overlap, the better "
+                "it tells them apart.",
+            ),
             figure(
                 run.folder / name / "reliability.svg",
                 f"{name}: the policies' samples in fifths by their reward; the share with the right label climbs "
@@ -186,13 +195,15 @@ def rewards_part(run: Run, reward_models: list[str]) -> str:
 
 
 def training_part(run: Run, stages: list[str]) -> str:
-    parts = [
-        "<h3>Training</h3><p>Each step faint, its moving average bold. Under PPO, a reward that climbs while the label "
-        "accuracy falls is reward hacking.</p>"
-    ]
+    parts = ["<h3>Training</h3><p>Each step faint, its moving average bold.</p>"]
     for stage in stages:
         config = (run.folder / stage / "config.yaml").read_text(encoding="utf-8")
-        caption = f"Training of {stage}: each step faint, its moving average bold."
+        healthy = (
+            "reward and label accuracy should climb together; where the reward climbs alone, it is being hacked."
+            if stage in trained_by("ppo")
+            else "the loss should fall and then flatten."
+        )
+        caption = f"Training of {stage}: {healthy}"
         parts += [f"<h4>{text(stage)}</h4>", figure(run.folder / stage / "curves.svg", caption)]
         parts.append(f"<details><summary>Configuration</summary><pre>{text(config)}</pre></details>")
     return "".join(parts)

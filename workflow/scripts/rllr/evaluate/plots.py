@@ -20,7 +20,7 @@ PANELS = {
     "gradient norm": ["grad_norm", "gradient_norm"],
     "learning rate": ["learning_rate"],
 }
-COLOURS = ["#1f6fb4", "#c4541a", "#2c8a4b", "#7a4fa3", "#a8841c", "#b83280"]
+COLOURS = ["#1f6fb4", "#c4541a", "#2c8a4b", "#7a4fa3", "#a8841c", "#b83280", "#178f92", "#6b7280"]
 
 
 def smooth(values: list[float], weight: float = 0.9) -> list[float]:
@@ -91,22 +91,23 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
 
 
 def differences(found: dict[str, dict[str, dict[str, dict]]], baseline: str, path: Path) -> None:
-    """Every method's difference to a baseline, mean and tasks, one panel a model.
+    """Every method's difference to a baseline, mean and tasks, one panel a model, narrow enough for a phone.
 
-    Thick: the 95% interval over test rows; thin: the one over runs, where there are several.
+    Thick: the 95% interval over test rows; thin: the one over runs, where there are several. Of two runs it is so wide
+    that nothing else could be read: the axis ends before it.
 
     Args:
         found: from `tables.against`.
     """
     heights = [sum(len(parts) + 1 for parts in methods.values()) for methods in found.values()]
-    figure, axes = panels(max(1, len(found)), 1, 7, 0.6 + 0.16 * max(heights, default=2))
+    figure, axes = panels(max(1, len(found)), 1, 5, 1.1 + 0.14 * max(heights, default=2))
     if not found:
         axes[0].text(0.5, 0.5, f"no method beside {baseline}", ha="center", va="center")
         axes[0].axis("off")
     for axis, (model, methods) in zip(axes, found.items()):
         tasks = list(dict.fromkeys(task for parts in methods.values() for task in parts))
         colours = {task: "black" if task == "mean" else COLOURS[i % len(COLOURS)] for i, task in enumerate(tasks)}
-        place, named = 0, []
+        place, named, shown = 0, [], [0.0]
         for method, parts in methods.items():
             named.append((place - (len(parts) - 1) / 2, method))
             for task, values in parts.items():
@@ -114,17 +115,21 @@ def differences(found: dict[str, dict[str, dict[str, dict]]], baseline: str, pat
                     if kind in values["intervals"]:
                         low, high = (100 * x for x in values["intervals"][kind])
                         axis.plot([low, high], [place, place], color=colours[task], linewidth=width)
+                        shown += [low, high] if kind == "rows" or values["runs"] > 2 else []
                 marker, size = ("D", 5) if task == "mean" else ("o", 4)
                 axis.plot(100 * values["difference"], place, marker, color=colours[task], markersize=size)
+                shown.append(100 * values["difference"])
                 place -= 1
             place -= 1
         axis.set_ylim(place + 0.3, 0.7)
+        margin = 0.04 * (max(shown) - min(shown)) + 0.1
+        axis.set_xlim(min(shown) - margin, max(shown) + margin)
         axis.axvline(0, color="gray", linewidth=1)
         axis.set_yticks([at for at, _ in named], [method for _, method in named], fontsize=9)
         for task, colour in colours.items():
             axis.plot([], [], "o-", color=colour, label=task, markersize=4)
-        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
         axis.set_xlabel(f"points more than {baseline}", fontsize=9)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.55 / axis.figure.get_figheight()), ncols=3)
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(alpha=0.25, axis="x")
         axis.set_title(model, fontsize=10)

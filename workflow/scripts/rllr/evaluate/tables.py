@@ -292,6 +292,20 @@ def _versus(d: dict | None) -> tuple[str, str]:
     return f"{100 * d['difference']:+.1f}{' noise' if d['noise'] else ''}", f"[{low:+.1f}, {high:+.1f}]{p}"
 
 
+def verdicts(rows: list[dict], baseline: str = BASELINES[0]) -> list[str]:
+    """A sentence for each method that was compared with the baseline, the best first: how much better, and how sure."""
+    found = []
+    compared = [row for row in rows if baseline in row["versus"]]
+    for row in sorted(compared, key=lambda row: -row["versus"][baseline]["difference"]):
+        d = row["versus"][baseline]
+        points, (low, high) = 100 * d["difference"], (100 * x for x in d["ci95"])
+        found.append(
+            f"{row['method']} is {abs(points):.1f} points {'above' if points >= 0 else 'below'} {baseline} "
+            f"(95% interval {low:+.1f} to {high:+.1f}): {'this may be chance' if d['noise'] else 'not by chance'}."
+        )
+    return found
+
+
 def pipes(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table: the first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
