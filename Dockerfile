@@ -4,6 +4,7 @@
 #   docker run --rm --volume "$PWD/results:/rllr/results" rllr --cores all results/tiny/rllr_mix/metrics.json
 FROM python:3.11-slim
 ARG LOCK=cuda
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
 COPY locks /rllr/locks
 RUN pip install --no-cache-dir --requirement /rllr/locks/$LOCK.txt

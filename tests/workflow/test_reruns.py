@@ -6,6 +6,8 @@ import shutil
 import pytest
 import yaml
 
+from conftest import ROOT
+
 ALL = ["results/tiny/sft/metrics.json", "results/tiny/rlhf/metrics.json", "results/tiny/rllr_mix/metrics.json"]
 
 
@@ -30,6 +32,19 @@ def test_a_finished_run_has_everything_and_nothing_to_do(finished):
     assert pairs["n"] == 40 and 0 <= pairs["pair_accuracy"] <= 1 and "chosen_median_validation" in pairs
     assert not [*finished.folder.glob("results/tiny/*/checkpoints")]
     assert not [p for p in finished.folder.rglob("*") if ".tmp" in p.name]
+
+
+def test_every_key_of_a_finished_run_is_explained(finished):
+    text, results = (ROOT / "docs/outputs.md").read_text(), finished.folder / "results"
+    files = [p for p in results.glob("tiny/*/*.json*") if p.parent.name != "base"]
+    files += [results / "tiny/base/origin.json", results / "data/demo/report.json"]
+    assert {"train_log.jsonl", "samples.jsonl", "pair_scores.jsonl", "reward.json"} <= {path.name for path in files}
+    for path in files:
+        content = path.read_text()
+        for entry in map(json.loads, content.splitlines() if path.suffix == ".jsonl" else [content]):
+            of_tasks = {key for task in entry.get("tasks", {}).values() for key in task}
+            absent = [key for key in {*entry, *of_tasks} if f"`{key}`" not in text]
+            assert not absent, (path.relative_to(results), absent)
 
 
 def test_the_ppo_learning_rate_reruns_ppo_and_what_follows(again):

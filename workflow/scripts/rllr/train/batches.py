@@ -58,7 +58,7 @@ class EveryRowOnce:
 
     def _run_epoch(self, *args, epoch, **kwargs):
         self.batches.set_epoch(epoch)  # resuming within an epoch, accelerate's wrappers do not pass it on
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)  # type: ignore[misc]  # the trainer's
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))

@@ -176,6 +176,7 @@ def run(trainer: "Trainer", folder: Path, out: Path) -> None:
                 line["grad_norm"] = None  # what checkpoints keep of the log has to be JSON, too
             if state.is_world_process_zero:
                 write_jsonl(out / "train_log.jsonl", state.log_history)
+            if board:
                 board.write(line, state.global_step)
             overflows = scaler and scaler.get_scale() < 1
             if overflows or not math.isfinite(line.get("loss", 0.0)):
