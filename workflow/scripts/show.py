@@ -48,7 +48,9 @@ def main() -> None:
     if report.is_file():
         print(f"  {report}  the report: curves, confusions, examples, reward quality")
     else:
-        print("  .venv/bin/snakemake --cores all  # the report and all that config/config.yaml lists")
+        listed = f"'models=[{folder.name}]' 'methods=[{','.join(methods)}]'"
+        print(f"  .venv/bin/snakemake --cores all --config {listed} -- {report}  # curves, confusions, examples")
+        print("  .venv/bin/snakemake --cores all  # the other methods that config/config.yaml lists, with a report")
     task = next(iter(read_json(folder / methods[-1] / "model.json")["tasks"]))
     program = ".venv/bin/python workflow/scripts/predict.py"
     print(f'  {program} --model {folder / methods[-1]} --task {task} --text "A text of yours"')
