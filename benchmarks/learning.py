@@ -8,7 +8,6 @@ trained again. Seconds are those of training: no validation, no loading. Writes 
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "workflow" / "scripts"
 sys.path.insert(0, str(PROGRAMS))
+
+from rllr.config import load_yaml  # noqa: E402
+from rllr.files import read_jsonl  # noqa: E402
 
 GAIN = 0.05  # of validation accuracy over the start: what is waited for
 EVERY = 5  # iterations between validations
@@ -41,15 +43,10 @@ def run(program: Path, **options: object) -> None:
     )
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def trained(way: str, results: Path, model: str, out: Path) -> Iterator[tuple[float, int, float]]:
     """Yield (seconds, samples, validation accuracy) of one way, trained where it is not."""
     stages = results / model
-    config = yaml.safe_load((stages / "rllr_mix/config.yaml").read_text())
-    published = yaml.safe_load((ROOT / "config/stages.yaml").read_text())["ppo"]
+    config, published = load_yaml(stages / "rllr_mix/config.yaml"), load_yaml(ROOT / "config/stages.yaml")["ppo"]
     changes = {key: published[key] if value is None else value for key, value in WAYS.get(way, {}).items()}
     config = {key: value for key, value in config.items() if key != "rests_on"}
     config |= {**changes, "validate_iterations": EVERY}
@@ -61,7 +58,7 @@ def trained(way: str, results: Path, model: str, out: Path) -> Iterator[tuple[fl
         program = ROOT / "benchmarks/learning_peer.py" if way == PEER else PROGRAMS / "ppo.py"
         run(program, config=out / "config.yaml", **paths)
     seconds, samples = 0.0, 0
-    for row in read(log):
+    for _, row in read_jsonl(log):
         seconds += sum(value for key, value in row.items() if key.startswith("seconds_"))
         samples += row.get("samples", 0)
         if "validation_accuracy" in row:
@@ -78,9 +75,8 @@ def direct(results: Path, model: str, out: Path) -> tuple[float, int, float]:
             adapter=stages / "dpo/adapter", data=data / "validation.jsonl", tasks=data / "tasks.json",
             responses=data / "sft_with_rat_train.jsonl", out=found,
         )  # fmt: skip
-    rows, log = read(found), read(stages / "dpo/train_log.jsonl")
-    steps = [row for row in log if "loss" in row]
-    pairs = len(steps) * yaml.safe_load((stages / "dpo/config.yaml").read_text())["batch_size"]
+    rows, log = ([row for _, row in read_jsonl(path)] for path in (found, stages / "dpo/train_log.jsonl"))
+    pairs = sum("loss" in row for row in log) * load_yaml(stages / "dpo/config.yaml")["batch_size"]
     return log[-1]["train_runtime"], pairs, mean(row["prediction"] == row["label"] for row in rows)
 
 
@@ -110,7 +106,7 @@ def main() -> None:
 
 
 def table(curves: dict[str, list], ends: list[tuple], starts: list[float]) -> str:
-    """One line a way; where a seed never gained GAIN, how far it came instead."""
+    """One line a way, a value a seed; a dash where it never gained GAIN."""
     lines = [
         "| way | seconds until +5 points | samples until then | best | end | seconds in all |",
         "|---|---|---|---|---|---|",

@@ -26,7 +26,6 @@ def main() -> None:
 
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from trl import RLOOConfig, RLOOTrainer
 
@@ -61,6 +60,7 @@ def main() -> None:
         return score
 
     log: list[dict] = []
+    batch = config["batch_size"] * SAMPLES
 
     class Watch(TrainerCallback):
         """Seconds of each step, and validation as ppo.py does it."""
@@ -87,21 +87,18 @@ def main() -> None:
 
         def on_step_end(self, settings: TrainingArguments, state: TrainerState, control: TrainerControl, **found):
             seconds, step = time.perf_counter() - self.start, state.global_step
-            row = {"iteration": step, "samples": config["batch_size"] * SAMPLES, "seconds_step": seconds}
+            row = {"iteration": step, "samples": batch, "seconds_step": seconds}
             last = step == state.max_steps
             log.append(
                 row | (self.validate(found["model"]) if last or step % config["validate_iterations"] == 0 else {})
             )
 
-    batch, lora = config["batch_size"] * SAMPLES, config["lora"]
     trainer = RLOOTrainer(
         model=AutoModelForCausalLM.from_pretrained(args.base, dtype=dtype),
         reward_funcs=[scorer("rm_rllr"), scorer("rm_rlhf")],
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": [*ids_of]}),
-        peft_config=LoraConfig(
-            r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=0.0, target_modules=lora["target_modules"]
-        ),
+        peft_config=models.lora_config({**config["lora"], "dropout": 0.0}, "CAUSAL_LM"),
         callbacks=[Watch()],
         args=RLOOConfig(
             str(args.out / "trl"), per_device_train_batch_size=config["micro_batch_size"],

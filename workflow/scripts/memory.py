@@ -4,8 +4,8 @@
 
 Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. A batch size of
 `auto`, which takes what the device has, counts as one row, and PPO's rollout batch as the responses of an iteration,
-below which it never goes. Sizes come from results/<model>/base/config.json where that
-exists, else from the table of published sizes below.
+below which it never goes. Sizes come from results/<model>/base/config.json where that exists, else from the table of
+published sizes below.
 """
 
 from pathlib import Path

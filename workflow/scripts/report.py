@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.evaluate.html import figure, page, text
-from rllr.evaluate.page import READING, Run, methods_part, rewards_part, training_part
-from rllr.evaluate.tables import read_predictions, sections, tables, verdicts
+from rllr.evaluate.page import READING, Run, methods_part, rewards_part, training_part, verdicts_part
+from rllr.evaluate.tables import read_predictions, sections, tables
 from rllr.evaluate.tables import table as summary_rows
 from rllr.files import atomic_file, read_json, read_jsonl
 from rllr.tasks import load_tasks
@@ -33,27 +33,17 @@ def main() -> None:
         parser.error("--models, --data and --bases: expected as many of each")
 
     tasks_of = {m: load_tasks(data / "tasks.json") for m, data in zip(args.models, args.data, strict=True)}
-    rows_of = summary_rows(args.results, args.models, args.methods)
-    found = tables(rows_of)
+    measured = summary_rows(args.results, args.models, args.methods)
     links = "".join(f'<li><a href="#{text(m)}">{text(m)}</a></li>' for m in args.models)
     told = (
         "How much better than sft_wrat each method answers the same test rows: the mean over tasks in black, each "
         "task in a colour, with 95% intervals; one that crosses the line at 0 may be chance."
     )
-    said = ""
-    for model in args.models:
-        own = [row for row in rows_of if row["model"] == model]
-        name = f"{model}: " if len(args.models) > 1 else ""
-        said += "".join(f"<li>{text(name + verdict)}</li>" for verdict in verdicts(own))
-    if said:
-        said = (
-            f"<ul>{said}</ul><p class=note>Points of accuracy, or of a hundred times Pearson's r, over the test rows "
-            "of one run; another seed gives other numbers.</p>"
-        )
     parts = [
         f"<header><h1>{text(', '.join(args.models))}: results</h1></header>",
         f'<nav><ul><li><a href="#summary">Summary</a></li>{links}</ul></nav>',
-        f"<h2 id=summary>Summary</h2>{said}{figure(args.results / 'differences.svg', told)}{READING}{sections(found)}",
+        f"<h2 id=summary>Summary</h2>{verdicts_part(measured)}{figure(args.results / 'differences.svg', told)}",
+        f"{READING}{sections(tables(measured))}",
     ]
     for model, data, base in zip(args.models, args.data, args.bases, strict=True):
         folder, origin = args.results / model, read_json(base / "origin.json")

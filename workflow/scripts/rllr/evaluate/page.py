@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rllr.evaluate.html import figure, table, text
+from rllr.evaluate.tables import verdicts
 from rllr.files import read_json
 from rllr.methods import trained_by
 from rllr.tasks import Task, agrees
@@ -34,6 +35,19 @@ class Run:
     tasks: dict[str, Task]
     rows: dict[str, dict]
     predictions: dict[str, list[dict]]
+
+
+def verdicts_part(rows: list[dict]) -> str:
+    """How much better each method is, in words; `rows`: from `tables.table`. Empty where nothing was compared."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    said = ""
+    for model in models:
+        name = f"{model}: " if len(models) > 1 else ""
+        said += "".join(f"<li>{text(name + told)}</li>" for told in verdicts([r for r in rows if r["model"] == model]))
+    return said and (
+        f"<ul>{said}</ul><p class=note>Points of accuracy, or of a hundred times Pearson's r, over the test rows of "
+        "one run; another seed gives other numbers.</p>"
+    )
 
 
 def percent(value: float | None) -> str:
