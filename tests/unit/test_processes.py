@@ -23,7 +23,7 @@ from rllr import ranks
 from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.files import write_json, write_jsonl
-from rllr.lm import fitting
+from rllr.lm import fitting, models, rewards
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "workflow/scripts"
@@ -170,11 +170,24 @@ def test_a_sharded_reward_model_scores_pairs_as_a_whole_one(merged, tmp_path, sc
         assert sides == pytest.approx(own, abs=1e-5)
 
 
-def test_a_sharded_model_out_of_memory_ends_the_run(monkeypatch):
-    """In place of a smaller part, which the other processes would not know of."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+def test_a_sharded_model_out_of_memory_ends_the_run(merged, tokenizer, monkeypatch):
+    """In place of a smaller part, which the other processes would not know of; one that is whole goes on."""
+    from torch.distributed.fsdp import FSDPModule
+
+    model, sides = models.load_causal(merged, torch.float32), ([[5, 6]] * 8, [[7]] * 8)
+
+    def values(batch):
+        if len(batch.tokens) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return torch.zeros(len(batch.tokens))
+
+    monkeypatch.setattr(fitting, "found_to_fit", {})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # PPO's models are whole then, too
+    assert rewards.in_batches(values, model, tokenizer, *sides, 8, torch.float32) == [0.0] * 8
+    fitting.found_to_fit.clear()
+    model.__class__ = type("Sharded", (FSDPModule, type(model)), {"__new__": object.__new__})
     with pytest.raises(UserError, match="scoring: out of memory with 8 rows at a time; lower micro_batch_size"):
-        fitting.fewer("scoring", 8)
+        rewards.in_batches(values, model, tokenizer, *sides, 8, torch.float32)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -70,22 +70,26 @@ def fewer(what: str, size: int, dividing: bool = False) -> int:
         dividing: or less, so that it divides `size` and batches still add up.
 
     Raises:
-        UserError: it was one row; or each process holds a part of the model, and the others wait within it.
+        UserError: it was one row.
     """
     if size == 1:
         raise UserError(f"{what}: out of memory with a single row; lower cutoff, or use a larger device")
-    if ranks.sharded():
-        raise UserError(f"{what}: out of memory with {size} rows at a time; lower micro_batch_size")
     smaller = next(number for number in range(size // 2, 0, -1) if not dividing or size % number == 0)
     log(f"{what}: out of memory with {size} rows at a time, going on with {smaller}")
     return smaller
 
 
-def parts(what: str, items: Sequence, size: int, function: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+def parts(
+    what: str, items: Sequence, size: int, function: Callable[[Any], Any], together: bool = False
+) -> Iterator[tuple[Any, Any]]:
     """Yield `(part, function(part))` over parts of `items`, at most `size` long; where memory runs out, smaller ones.
 
     Args:
         what: told in the log; what fitted is kept in mind under this name.
+        together: other processes wait for this one within `function`, which they do not call again.
+
+    Raises:
+        UserError: memory ran out with a single row, or where it is done `together`.
     """
     start = 0
     while start < len(items):
@@ -94,5 +98,7 @@ def parts(what: str, items: Sequence, size: int, function: Callable[[Any], Any])
         if fitted:
             yield part, result
             start += len(part)
+        elif together:
+            raise UserError(f"{what}: out of memory with {len(part)} rows at a time; lower micro_batch_size")
         else:
             found_to_fit[what] = fewer(what, len(part))

@@ -99,9 +99,10 @@ def in_batches(
     Args:
         model: decides whether responses share their prompt. progress: what the progress bar says.
     """
+    from torch.distributed.fsdp import FSDPModule
     from tqdm import tqdm
 
-    found, shared = [0.0] * len(prompts), shares_prompts(model)
+    found, shared, sharded = [0.0] * len(prompts), shares_prompts(model), isinstance(model, FSDPModule)
 
     def values_of(numbers: list[int]) -> list[float]:
         own, answers = ([part[i] for i in numbers] for part in (prompts, responses))
@@ -111,7 +112,7 @@ def in_batches(
 
     with tqdm(total=len(prompts), desc=progress, disable=not progress, mininterval=2) as bar:
         for batch in by_size(prompts, responses, batch_size):
-            for numbers, values in fitting.parts("scoring", batch, batch_size, values_of):
+            for numbers, values in fitting.parts("scoring", batch, batch_size, values_of, sharded):
                 for i, value in zip(numbers, values, strict=True):
                     found[i] = value
                 bar.update(len(numbers))
