@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rllr.cli import UserError
-from rllr.lm import budget
+from rllr.lm import budget, duration
 
 LORA = {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 SFT = {
@@ -99,19 +99,20 @@ def test_peaks_of_whole_passes(tmp_path, case):
 
 def test_decoding_takes_a_reading_of_the_weights_for_each_token(base, monkeypatch, capsys):
     monkeypatch.setattr(budget, "available_memory", lambda: (80 * 2**30, "a GPU"))
-    monkeypatch.setattr(budget, "matmul_speed", lambda _: 1e14)
-    monkeypatch.setattr(budget, "reading_speed", lambda: 2e12)
-    estimate = budget.check(base, PPO, "ppo", 10**6, base / "out", 2, forward=10**6, steps=10**5)
+    monkeypatch.setattr(duration, "here", lambda _: duration.Device(5e13, 2e12))
+    work = duration.Work(trained=10**6, read=10**6, steps=10**5, held=10**4)
+    estimate = budget.check(base, PPO, "ppo", work, base / "out", 2)
     told = capsys.readouterr().err
     # 2 x 6.74e9 x (2 + 1) x 1e6 / 5e13 seconds of products, 1e5 x 2 x 6.74e9 / 2e12 of reading
-    assert "about 25 min" in told and "and the weights read 100000 times to decode" in told
+    # weights, 1e5 x 1e4 x 2 x 32 x 4096 x 2 / 2e12 of keys and values
+    assert "about 29 min" in told and "and 100000 tokens decoded one after the other" in told
     monkeypatch.setattr(budget, "peak_memory", lambda: 3 * 2**30)
     budget.report(estimate)
     assert (
         capsys.readouterr().err
         == f"memory: 3.0 GiB at its peak; estimated for the longest rows: {budget.gib(estimate)}\n"
     )
-    assert budget.reading_speed() > 0
+    assert duration.reading_speed() > 0
 
 
 def config_of(kind: str):
@@ -205,18 +206,43 @@ def base(tmp_path):
 
 def test_what_cannot_fit_is_refused(base, monkeypatch):
     monkeypatch.setattr(budget, "available_memory", lambda: (8 * 2**30, "a small GPU"))
-    monkeypatch.setattr(budget, "matmul_speed", lambda _: 1e14)
+    monkeypatch.setattr(duration, "here", lambda _: duration.Device(5e13, 1e12))
     with pytest.raises(UserError, match=r"m sft: weights.* need 12\.\d GiB, a small GPU has 8\.0 GiB free"):
-        budget.check(base, SFT, "sft", 1000, base / "out")
+        budget.check(base, SFT, "sft", duration.Work(1000), base / "out")
 
 
 def test_what_may_not_fit_is_said(base, monkeypatch, capsys):
     monkeypatch.setattr(budget, "available_memory", lambda: (24 * 2**30, "a GPU"))
-    monkeypatch.setattr(budget, "matmul_speed", lambda _: 1e14)
-    budget.check(base, SFT, "sft", 10**7, base / "out")
+    monkeypatch.setattr(duration, "here", lambda _: duration.Device(5e13, 1e12))
+    budget.check(base, SFT, "sft", duration.Work(10**7), base / "out")
     told = capsys.readouterr().err
     assert "24.0 GiB free on a GPU; about 90 min" in told  # 2 x 2 x 6.74e9 x 1e7 / 5e13 seconds
     assert "lower micro_batch_size or set gradient_checkpointing" in told
+
+
+def test_time_counts_passes_readings_of_the_weights_and_of_the_cache():
+    device, work = duration.Device(1e12, 1e9, 1e-3), duration.Work(trained=1000, read=500, steps=10, held=200)
+    found = duration.seconds(1e6, work, device, width=2, cache=50, recompute=False, processes=1)
+    assert found == pytest.approx(2 * 1e6 * 2500 / 1e12 + 10 * (2e6 + 200 * 50) / 1e9)
+    more = duration.seconds(1e6, work, device, width=2, cache=50, recompute=True, processes=2)
+    assert more == pytest.approx(2 * 1e6 * 3500 / 2 / 1e12 + 10 * (2e6 + 200 * 50) / 1e9)
+    slow = duration.seconds(1e3, work, device, width=2, cache=0, recompute=False, processes=1)
+    assert slow == pytest.approx(10e-3, rel=1e-3)  # a token has its own least time
+
+
+def test_work_of_answers_and_of_rl():
+    work = duration.answering(130, prompt=40, room=20, side_by_side=64)
+    assert (work.read, work.steps, work.held) == (130 * 50, 3 * 20, 64 * 50)
+    config = {
+        "max_new_tokens": 20, "epochs": 2, "samples_per_prompt": 4, "batch_size": 8, "rollout_batch_size": 16,
+        "validate_iterations": 5, "baseline": "value", "update_epochs": 1,
+    }  # fmt: skip
+    work = duration.rl(config, prompts=60, validation=20, prompt=40, rewards=2, processes=1)
+    tokens, iterations = 60 * 2 * 4 * 50, 16  # 8 an epoch
+    assert (work.trained, work.read) == (2 * tokens, 4 * tokens)
+    assert work.steps == (iterations * 2 + (16 // 5 + 1) * 2) * 20 and work.held == 16 * 50
+    groups = duration.rl(config | {"baseline": "leave_one_out"}, 60, 20, 40, 2, processes=2)
+    assert groups.trained == tokens and groups.steps == (iterations * 1 + 4 * 2) * 20
 
 
 def test_disk_is_refused_with_numbers(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.lm import budget, fitting, models
 from rllr.lm.sampling import respond, uniforms
+from rllr.methods import SECTIONS
 from rllr.ppo.backbone import Backbone
 from rllr.train.trainer import SupervisedConfig
 from test_gpu import ROOT
@@ -64,6 +65,8 @@ def test_one_row_that_does_not_fit_ends_in_one_line_and_other_errors_pass():
 
 def resolved(stage: str, **changes):
     defaults, model = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/mistral.yaml")
+    if SECTIONS[stage] != "ppo":
+        changes.pop("rollout_batch_size", None)
     model[stage] = {**model.get(stage, {}), **changes}
     values = {"model": "mistral", **stage_config(defaults, model, stage, 1, "x")}
     return make_dataclass("Config", values)(**values)
@@ -87,7 +90,8 @@ def has(monkeypatch, gib: float) -> None:
      ("rllr", "ppo", "micro_batch_size"), ("predict", "predict", "batch_size")],
 )  # fmt: skip
 def test_auto_is_the_largest_power_of_two_that_the_budget_allows(monkeypatch, mistral, stage, section, key):
-    sizes, config = budget.Sizes.read(mistral), resolved(stage, **{key: "auto"})
+    recompute = {} if section == "predict" else {"gradient_checkpointing": True}
+    sizes, config = budget.Sizes.read(mistral), resolved(stage, **{key: "auto"}, **recompute)
     found = []
     for gib in (24, 40, 80):
         has(monkeypatch, gib)
@@ -97,7 +101,7 @@ def test_auto_is_the_largest_power_of_two_that_the_budget_allows(monkeypatch, mi
         assert (fits[0] or size == 1) and (not fits[1] or size == config.batch_size)
         found.append(size)
     assert found == sorted(found) and found[-1] > found[0]
-    explicit = resolved(stage, **{key: 3 if section in ("ppo", "predict") else 2})
+    explicit = resolved(stage, **{key: 3 if section in ("ppo", "predict") else 2}, **recompute)
     if section != "ppo":
         assert fitting.settled(explicit, mistral, section) == explicit
 
@@ -114,10 +118,37 @@ def test_a_micro_batch_divides_the_batch_and_a_rollout_is_not_below_it(monkeypat
     assert fitting.settled(config, mistral, "predict").batch_size == fitting.UNKNOWN
 
 
+@pytest.mark.parametrize(("stage", "section"), [("sft_wrat", "sft"), ("rm_rllr", "reward"), ("rllr_mix", "ppo")])
+def test_activations_are_recomputed_only_where_a_micro_batch_does_not_fit(monkeypatch, mistral, capsys, stage, section):
+    found = {}
+    for micro in (1, 4, "auto"):
+        for gib in (20, 40, 80, 1000):
+            has(monkeypatch, gib)
+            config = resolved(stage, micro_batch_size=micro, rollout_batch_size=32)
+            found[micro, gib] = fitting.settled(config, mistral, section, rewards=2)
+    recomputed = {key: config.gradient_checkpointing for key, config in found.items()}
+    assert not any(recomputed[micro, 1000] for micro in (1, 4, "auto"))
+    assert all(recomputed[micro, 20] for micro in (1, 4, "auto"))
+    assert not recomputed[1, 80] and not recomputed["auto", 80]
+    assert [recomputed[4, gib] for gib in (20, 40, 80, 1000)] == sorted(
+        [recomputed[4, gib] for gib in (20, 40, 80, 1000)], reverse=True
+    )
+    sizes = budget.Sizes.read(mistral)
+    for (micro, gib), config in found.items():
+        if micro != "auto" and not config.gradient_checkpointing and section != "ppo":
+            values = budget.as_run(vars(config), section)
+            assert budget.memory(sizes, values, section, 2)["peak"] <= gib * 2**30
+    assert "gradient_checkpointing: auto, off, for 1 rows at a time on a GPU" in capsys.readouterr().err
+    (mistral / "config.json").write_text('{"model_type": "mamba", "vocab_size": 10}')
+    assert fitting.settled(resolved(stage, micro_batch_size=1), mistral, section).gradient_checkpointing
+
+
 def test_processes_agree_on_the_number_that_fits_them_all(monkeypatch, mistral):
     has(monkeypatch, 1000)
-    monkeypatch.setattr(fitting.ranks, "gather", lambda value: [*value, 4])  # the other one's device is fuller
-    assert fitting.settled(resolved("sft_wrat", micro_batch_size="auto"), mistral, "sft").micro_batch_size == 4
+    # The other one's device is fuller.
+    monkeypatch.setattr(fitting.ranks, "gather", lambda value: [*value, False if isinstance(value[0], bool) else 4])
+    found = fitting.settled(resolved("sft_wrat", micro_batch_size="auto"), mistral, "sft")
+    assert (found.micro_batch_size, found.gradient_checkpointing) == (4, True)
 
 
 # Results
@@ -202,6 +233,35 @@ def test_the_scale_of_label_rewards_does_not_depend_on_the_micro_batch(merged, r
         norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
         assert trainer.choices.moments.count == 16
     assert norms[0] > 0 and norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-4)
+
+
+def test_a_single_row_that_does_not_fit_is_tried_with_recomputed_activations(monkeypatch, tmp_path, capsys):
+    from transformers import TrainingArguments
+
+    from rllr.train import trainer
+
+    tried = []
+
+    def run(built, folder, out):
+        tried.append((built.args["per_device_train_batch_size"], built.args["gradient_checkpointing"]))
+        if tried[-1] != (1, True):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+    class Built:
+        model = torch.nn.Linear(1, 1)
+
+        def __init__(self, args):
+            TrainingArguments(**{k: v for k, v in args.items() if k != "max_length"})
+            self.args = args
+
+    monkeypatch.setattr(trainer, "run", run)
+    monkeypatch.setattr(models, "describe", lambda *_: None)
+    defaults, tiny = load_yaml(ROOT / "config/stages.yaml"), load_yaml(ROOT / "config/models/tiny.yaml")
+    tiny["sft"] |= {"batch_size": 4, "micro_batch_size": 2, "gradient_checkpointing": False}
+    config = SupervisedConfig(model="tiny", **stage_config(defaults, tiny, "sft_wrat", 1, "x"))
+    trainer.train(config, 8, tmp_path / "checkpoints", tmp_path, torch.float32, Built)
+    assert tried == [(2, False), (1, False), (1, True)]
+    assert "out of memory with a single row, going on with gradient_checkpointing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", [4, "auto"])

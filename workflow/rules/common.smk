@@ -28,10 +28,12 @@ shell.prefix(
 
 from rllr.cli import UserError
 from rllr.config import check_model, load_yaml, merge, schema, stage_config, typed, validate
-from rllr.data.catalogue import FILES, asks_for, files_of, missing_rows, needed_files
+from rllr.data.catalogue import ASKED_BY, FILES, asks_for, files_of, missing_rows, needed_files
 from rllr.data.packages import find_package, own_files
 from rllr.files import read_json
+from rllr.lm import duration
 from rllr.methods import METHODS, PROGRAM_OF, REWARD_MODELS, SECTIONS, trained_by
+from rllr.predict.model_file import SAMPLES
 from rllr.provenance import code_digest, file_digest, text_digest
 from rllr.store import whole
 

@@ -17,7 +17,7 @@ rule dpo:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=60, per_billion=180),
+        **on_gpus(),
     params:
         out="results/{model}/{dpo_method}",
         data=lambda wildcards, input: Path(input.tasks).parent,

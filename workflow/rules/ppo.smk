@@ -26,7 +26,7 @@ rule ppo:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=60, per_billion=240),
+        **on_gpus(),
     params:
         out="results/{model}/{ppo_method}",
         rewards=lambda wildcards: f"results/{wildcards.model}",

@@ -22,7 +22,7 @@ rule predict:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=30, per_billion=60, processes=1),
+        **on_gpus("predict", processes=1),
     params:
         votes=lambda wildcards: "--votes" if METHODS[wildcards.method].voted else "",
     message:

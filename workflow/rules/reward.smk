@@ -19,7 +19,7 @@ rule reward_model:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=60, per_billion=120),
+        **on_gpus(),
     params:
         out="results/{model}/{reward_model}",
         data=lambda wildcards, input: Path(input.tasks).parent,
@@ -50,7 +50,7 @@ rule sample_policy:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=30, per_billion=30, processes=1),
+        **on_gpus("quality", processes=1),
     message:
         "Sampling {wildcards.method} of {wildcards.model}"
     shell:
@@ -84,7 +84,7 @@ rule reward_quality:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=30, per_billion=30, processes=1),
+        **on_gpus("quality", processes=1),
     message:
         "Whether {wildcards.reward_model} of {wildcards.model} tells right from wrong among the policies' samples"
     shell:

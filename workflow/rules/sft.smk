@@ -17,7 +17,7 @@ rule sft:
         "../../environment.yml"
     threads: config["threads"]
     resources:
-        **on_gpus(minutes=60, per_billion=180),
+        **on_gpus(),
     params:
         out="results/{model}/{sft_method}",
     message:

@@ -2,10 +2,10 @@
 
     python workflow/scripts/memory.py --models mistral llama2-13b
 
-Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. A batch size of
-`auto`, which takes what the device has, counts as one row, and PPO's rollout batch as the responses of an iteration,
-below which it never goes. Sizes come from results/<model>/base/config.json where that exists, else from the table of
-published sizes below.
+Counted for the longest rows that a stage's cutoff allows (rllr.lm.budget); shorter rows need less. `auto` counts as the
+least that it can be: a batch size as one row, PPO's rollout batch as the responses of an iteration,
+gradient_checkpointing as true. Sizes come from results/<model>/base/config.json where that exists, else from the table
+of published sizes below.
 """
 
 from pathlib import Path
@@ -54,6 +54,7 @@ def table(models: list[str], results: Path) -> str:
         for stage in STAGES:
             resolved = stage_config(defaults, config, stage, 1, str(path))
             least = {"rollout_batch_size": resolved.get("batch_size", 1) * resolved.get("samples_per_prompt", 1)}
+            resolved |= {"gradient_checkpointing": bool(resolved.get("gradient_checkpointing"))}
             auto = [key for key, value in resolved.items() if value == "auto" and key.endswith("batch_size")]
             resolved |= {key: least.get(key, 1) for key in auto}
             read = METHODS[stage].reward_models if stage in METHODS else []

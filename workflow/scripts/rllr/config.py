@@ -14,11 +14,13 @@ from rllr.cli import UserError
 from rllr.methods import METHODS, SECTIONS
 
 AUTO = "auto"
-# A number, or `auto` until the stage has found out which: to everyone who reads it later, a number.
+# A number (or truth), or `auto` until the stage has found out which: to everyone who reads it later, a number.
 if typing.TYPE_CHECKING:
     IntOrAuto = int
+    BoolOrAuto = bool
 else:
     IntOrAuto = int | str
+    BoolOrAuto = bool | str
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 

@@ -7,12 +7,11 @@ from rllr import cli
 from rllr.base.published import stop_ids
 from rllr.evaluate.quality import statistics
 from rllr.files import read_jsonl, stage_lock, write_json, write_jsonl
-from rllr.lm import budget, fitting, models, rewards
+from rllr.lm import budget, duration, fitting, models, rewards
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
-from rllr.predict.model_file import PredictConfig
-from rllr.predict.validation_samples import SAMPLES
+from rllr.predict.model_file import SAMPLES, PredictConfig
 from rllr.tasks import Task, agrees, read_label
 
 
@@ -40,7 +39,7 @@ def judge(
     stops = [tokenizer.eos_token_id, *stop_ids(base)]
     with stage_lock(out.parent):
         tokens = sum(map(len, prompts.values())) + SAMPLES * len(prompts) * room // 2  # answers of half the room
-        estimate = budget.check(base, asdict(config), "predict", 0, out.parent, forward=len(samples) * tokens)
+        estimate = budget.check(base, asdict(config), "predict", duration.Work(read=len(samples) * tokens), out.parent)
         model = rewards.load_reward(base, reward, dtype, config.attention)
         lines, found = [], {}
         for path in samples:

@@ -1,4 +1,4 @@
-"""Will it fit, and how long will it take? Estimated before a long run, which is refused if it cannot fit.
+"""Will it fit? Estimated before a long run, which is refused if it cannot.
 
 Memory is counted for the longest rows that the cutoff allows, with PyTorch's sdpa attention (BLOOM has only the eager
 one, which keeps T x T matrices), as what PyTorch reserves: CUDA's own context comes on top (CONTEXT). Symbols: H hidden
@@ -8,8 +8,6 @@ size, I inner size, V vocabulary, T tokens of a row.
 import os
 import resource
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from rllr import gpus, ranks
 from rllr.base import NO_SHARING
 from rllr.cli import UserError, log
 from rllr.files import read_json
+from rllr.lm import duration
 
 BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 OVERHEAD = 1.1  # fragmentation and workspaces
@@ -74,6 +73,10 @@ class Sizes:
     @property
     def keys(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def cache(self, width: int) -> int:
+        """Bytes of a token's keys and values in all layers."""
+        return self.layers * 2 * self.keys * width
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of a layer's linear maps, by the names that LoRA targets go by."""
@@ -148,7 +151,7 @@ def generation(sizes: Sizes, rows: int, length: int, width: int, caches: int = 1
     Args:
         caches: how many there are at a time. One layer's is there twice while it grows or rows leave it.
     """
-    cache = rows * length * sizes.layers * 2 * sizes.keys * width
+    cache = rows * length * sizes.cache(width)
     drawing = rows * sizes.vocab * (36 + width)  # the distribution in fp32, its sum in fp64
     return cache * (caches + 1 / sizes.layers) + max(reading(sizes, rows, length, width), drawing)
 
@@ -256,33 +259,6 @@ def control_group_room(proc: Path = Path("/proc/self/cgroup"), root: Path = Path
     return max(0, room)
 
 
-def matmul_speed(width: int) -> float:
-    """Floating-point operations per second of a large matrix product on the device, measured for a moment."""
-    import torch
-
-    device = "cuda" if gpus.usable() else "cpu"
-    size = 4096 if device == "cuda" else 1024
-    a = torch.ones(size, size, device=device, dtype=torch.float32 if width == 4 else torch.bfloat16)
-    return 2 * size**3 / seconds(lambda: (a @ a).sum().item())
-
-
-def reading_speed() -> float:
-    """Bytes per second that the device reads and writes, measured for a moment."""
-    import torch
-
-    a = torch.ones(2**26, device="cuda" if gpus.usable() else "cpu")
-    b = torch.empty_like(a)
-    return 2 * a.nbytes / seconds(lambda: b.copy_(a)[-1].item())
-
-
-def seconds(function: Callable[[], float]) -> float:
-    """Time of a function that ends with a number from the device, the second time."""
-    function()
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def peak_memory() -> int:
     """Bytes so far: what PyTorch reserved on the GPU where there is one, else of this process."""
     import torch
@@ -309,19 +285,14 @@ def as_run(config: dict, section: str) -> dict:
     return {**config, "precision": names[models.dtype_of(config["precision"])], "attention": attention}
 
 
-def check(
-    base: Path, config: dict, section: str, tokens: int, out: Path, rewards: int = 0, forward: int = 0, steps: int = 0
-) -> float | None:
-    """Log what a stage will take; refuse it if it cannot fit.
+def check(base: Path, config: dict, section: str, work: duration.Work, out: Path, rewards: int = 0) -> float | None:
+    """Log what a stage will take, memory and time; refuse it if it cannot fit.
 
     Args:
         base: folder of the model that the stage starts from.
         config: the resolved stage config.
         section, rewards: as for `memory`.
-        tokens: tokens that pass through the model forward and backward, all epochs together.
         out: folder of the stage's results and checkpoints.
-        forward: tokens that pass through it forward alone.
-        steps: tokens decoded one after the other, each of which takes a reading of all weights.
 
     Returns:
         bytes at the peak with the longest rows; None where the architecture is not known.
@@ -342,14 +313,11 @@ def check(
             f"{config['model']} {config['stage']}: weights, adapters and optimiser alone need {gib(need['floor'])}, "
             f"{device} has {gib(free)} free; use a larger device or a smaller model"
         )
-    recompute = config.get("gradient_checkpointing", False)
-    passes = tokens * (3 if recompute else 2) + forward  # frozen weights: no pass for their gradients
-    width = BYTES[config["precision"]]
-    expected = 2 * sizes.parameters() * passes / ranks.world() / (0.5 * matmul_speed(width))
-    decoding = ""
-    if steps:
-        expected += steps * sizes.parameters() * width / reading_speed()
-        decoding = f" and the weights read {steps} times to decode"
+    width, recompute = BYTES[config["precision"]], bool(config.get("gradient_checkpointing"))
+    expected = duration.seconds(
+        sizes.parameters(), work, duration.here(width), width, sizes.cache(width), recompute, ranks.world()
+    )
+    decoding = f" and {work.steps:.0f} tokens decoded one after the other" if work.steps else ""
     log(
         f"estimate: {gib(need['floor'])} for weights and optimiser, up to {gib(need['peak'])} with the longest rows; "
         f"{gib(free)} free on {device}; about {expected / 60:.0f} min at half of its speed in matrix products{decoding}"

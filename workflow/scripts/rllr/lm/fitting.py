@@ -19,24 +19,38 @@ from rllr.lm import budget
 MOST = 512  # rows
 UNKNOWN = 8  # rows to start from where the budget does not know the architecture
 KEYS = {"ppo": ("micro_batch_size", "rollout_batch_size"), "predict": ("batch_size",)}  # others: micro_batch_size
+ENOUGH = 1024  # tokens of a micro-batch that use a device well
 
 found_to_fit: dict[str, int] = {}  # what is done -> rows at a time, where memory once ran out in this process
 
 
 def settled(config: Any, base: Path, section: str, rewards: int = 0) -> Any:
-    """A stage's config with numbers in place of `auto`, and a line in the log about each.
+    """A stage's config with values in place of `auto`, and a line in the log about each.
 
-    A micro-batch divides its share of the optimiser batch. A rollout batch is not below the responses of an iteration,
-    whatever the budget says: it counts the longest rows allowed, and a second rollout takes as long as the first.
+    Activations are recomputed (gradient_checkpointing) where a micro-batch does not fit without: the one that is set,
+    or one of ENOUGH tokens. A micro-batch divides its share of the optimiser batch. A rollout batch is not below the
+    responses of an iteration, whatever the budget says: it counts the longest rows allowed, and a second rollout takes
+    as long as the first.
 
     Args:
         config: dataclass of the stage. rewards: as for `budget.memory`.
     """
+    sizes = budget.Sizes.read(base)
+    free, device = budget.available_memory()
+    if getattr(config, "gradient_checkpointing", None) == AUTO:
+        rows = config.micro_batch_size
+        if rows == AUTO:
+            rows = min(-(-ENOUGH // config.cutoff), config.batch_size // ranks.world())
+        tried = {"micro_batch_size": rows, "gradient_checkpointing": False}
+        tried |= {"rollout_batch_size": 1} if section == "ppo" else {}  # rollouts have no backward pass
+        values = {**budget.as_run(asdict(config), section), **tried}
+        fits = sizes is not None and budget.memory(sizes, values, section, rewards)["peak"] <= free
+        recompute = not all(ranks.gather([fits]))
+        config = replace(config, gradient_checkpointing=recompute)
+        log(f"gradient_checkpointing: auto, {'on' if recompute else 'off'}, for {rows} rows at a time on {device}")
     keys = [key for key in KEYS.get(section, ("micro_batch_size",)) if getattr(config, key) == AUTO]
     values = {**budget.as_run(asdict(config), section), **dict.fromkeys(keys, 1)}
-    sizes = budget.Sizes.read(base)
     for key in keys:
-        free, device = budget.available_memory()
         share = config.batch_size // ranks.world() if section != "predict" else MOST
         share *= config.samples_per_prompt if section == "ppo" else 1
         for size in [2**power for power in range(MOST.bit_length())]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
 from rllr.cli import UserError
-from rllr.config import IntOrAuto, shares
+from rllr.config import BoolOrAuto, IntOrAuto, shares
 from rllr.lm import budget, fitting
 from rllr.lm.claims import claim_part
 from rllr.lm.generation import decoded, stop_ids
@@ -70,7 +70,7 @@ class PPOConfig:
     ratio_limit: float
     weight_decay: float
     max_grad_norm: float
-    gradient_checkpointing: bool
+    gradient_checkpointing: BoolOrAuto  # auto until the stage has seen the device
     save_iterations: int
     validate_iterations: int
     keep: str

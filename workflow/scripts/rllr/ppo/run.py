@@ -14,7 +14,7 @@ from transformers import set_seed
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
 from rllr.files import atomic_dir, read_json, stage_lock, write_json, write_jsonl
-from rllr.lm import budget, fitting, models, sampling
+from rllr.lm import budget, duration, fitting, models, sampling
 from rllr.lm.claims import claims_in
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
@@ -106,18 +106,11 @@ class Run:
             raise UserError(
                 f"{len(self.rows)} prompts leave a last batch with fewer prompts than processes; change batch_size"
             )
-        # Responses of half the room; without gradients through the policy that writes them, reference and rewards.
-        mean_length = sum(map(len, self.prompts)) // len(self.prompts) + config.max_new_tokens // 2
-        tokens = len(self.rows) * config.epochs * config.samples_per_prompt * mean_length
-        responses = -(-config.batch_size // ranks.world()) * config.samples_per_prompt
-        rollouts = self.iterations * -(-responses // config.rollout_batch_size)
-        validations = self.iterations // (config.validate_iterations or self.iterations) + 1
-        rollouts += validations * -(-len(self.validation) // config.rollout_batch_size)
-        self.estimate = budget.check(
-            self.base, asdict(config), "ppo", tokens * (2 if config.baseline == "value" else 1), self.out,
-            rewards=len(self.folders), forward=tokens * (2 + len(self.folders)),
-            steps=rollouts * config.max_new_tokens,
-        )  # fmt: skip
+        length = sum(map(len, self.prompts)) / len(self.prompts)
+        work = duration.rl(
+            asdict(config), len(self.rows), len(self.validation), length, len(self.folders), ranks.world()
+        )
+        self.estimate = budget.check(self.base, asdict(config), "ppo", work, self.out, len(self.folders))
 
         set_seed(config.seed)  # the policy's fresh adapter; samples have numbers of their own
         value_from = next(iter(self.folders), None)

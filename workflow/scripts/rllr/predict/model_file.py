@@ -11,6 +11,7 @@ from rllr.tasks import Task, dump_tasks
 from rllr.version import stamp
 
 PATHS = ("config", "base", "adapter", "reward")
+SAMPLES = 4  # of each validation prompt, by which reward models are judged
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from rllr import cli
 from rllr.checkpoints import fingerprint
 from rllr.files import has_rows, stage_lock, write_jsonl
-from rllr.lm import budget, fitting
+from rllr.lm import budget, duration, fitting
 from rllr.predict.confidence import certainty, fit_temperature
 from rllr.predict.model_file import PredictConfig, describe
 from rllr.predict.predictor import Predictor
@@ -93,11 +93,9 @@ def predict_file(
             samples = votes or (config.best_of if paths["reward"] else 1)
             # About 1.5 tokens a word.
             words = sum(len((row["instruction"] + row["input"]).split()) for row in left) * 3 // 2
-            tokens = samples * (words + len(left) * config.max_new_tokens // 2)  # answers of half the room
-            steps = -(-len(left) * samples // config.batch_size) * config.max_new_tokens
-            estimate = budget.check(
-                paths["base"], asdict(config), "predict", 0, out.parent, loaded, forward=tokens, steps=steps
-            )
+            asked, room = samples * len(left), config.max_new_tokens
+            work = duration.answering(asked, words / len(left), room, config.batch_size)
+            estimate = budget.check(paths["base"], asdict(config), "predict", work, out.parent, loaded)
         predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes, claims)
         with (
             open(partial, "a", encoding="utf-8") as file,

@@ -5,12 +5,10 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.files import stage_lock, write_jsonl
-from rllr.lm import budget, fitting, models, sampling
+from rllr.lm import budget, duration, fitting, models, sampling
 from rllr.lm.lengths import answer_room
 from rllr.lm.tokens import Encoder
-from rllr.predict.model_file import PredictConfig
-
-SAMPLES = 4  # per prompt
+from rllr.predict.model_file import SAMPLES, PredictConfig
 
 
 def write_samples(
@@ -30,11 +28,9 @@ def write_samples(
     ids = [row["id"] for row in rows]
     with stage_lock(out.parent):
         cli.log(f"sampling {SAMPLES} answers to {len(rows)} prompts")
-        room, tokens = config.max_new_tokens, sum(map(len, prompts))
-        estimate = budget.check(
-            base, asdict(config), "predict", 0, out.parent,
-            forward=tokens + SAMPLES * len(rows) * room // 2, steps=-(-SAMPLES * len(rows) // config.batch_size) * room,
-        )  # fmt: skip
+        length = sum(map(len, prompts)) / len(prompts)
+        work = duration.answering(SAMPLES * len(rows), length, config.max_new_tokens, config.batch_size)
+        estimate = budget.check(base, asdict(config), "predict", work, out.parent)
         model = models.load_adapter(base, adapter, dtype, config.attention)
         drawn = sampling.sample(model, tokenizer, prompts, ids, SAMPLES, config, dtype)
         write_jsonl(out, ({"id": name, "responses": responses} for name, responses in zip(ids, drawn, strict=True)))

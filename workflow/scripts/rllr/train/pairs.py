@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
-from rllr.lm import budget, fitting, models
+from rllr.lm import budget, duration, fitting, models
 from rllr.lm.tokens import Encoder
 from rllr.train.trainer import TrainingConfig, train
 
@@ -85,7 +85,7 @@ def pairs_stage(
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         encoder.report(str(train_file), lengths)
         config = fitting.settled(config, base, section)
-        estimate = budget.check(base, asdict(config), section, int(config.epochs * sum(lengths)), out)
+        estimate = budget.check(base, asdict(config), section, duration.Work(trained=config.epochs * sum(lengths)), out)
         inputs, folder = [config_file, base, train_file], out / "checkpoints"
         checkpoints.prepare(folder, inputs)
         yield PairsStage(config, base, dtype, tokenizer, encoded, folder)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rllr import checkpoints, ranks
 from rllr.files import stage_lock
-from rllr.lm import budget, fitting, models
+from rllr.lm import budget, duration, fitting, models
 from rllr.lm.padding import fill
 from rllr.lm.tokens import IGNORED, Encoder
 from rllr.train.batches import EveryRowOnce
@@ -111,9 +111,9 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
         encoder = Encoder(tokenizer, config.cutoff)
         encoded = encode(rows, encoder, config.label_weight, config.quote_weight)
         encoder.report(str(data), [len(row["input_ids"]) for row in encoded])
-        tokens = int(config.epochs * sum(len(row["input_ids"]) for row in encoded))
+        work = duration.Work(trained=config.epochs * sum(len(row["input_ids"]) for row in encoded))
         config = fitting.settled(config, base, "sft")
-        estimate = budget.check(base, asdict(config), "sft", tokens, out)
+        estimate = budget.check(base, asdict(config), "sft", work, out)
         inputs = [config_file, base, data]
         checkpoints.prepare(folder, inputs)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rllr import checkpoints, ranks
 from rllr.cli import UserError, log
-from rllr.config import IntOrAuto, shares
+from rllr.config import BoolOrAuto, IntOrAuto, shares
 from rllr.files import atomic_dir, write_jsonl
 from rllr.tracking import Board
 
@@ -37,7 +37,7 @@ class TrainingConfig:
     save_steps: int
     precision: str
     attention: str
-    gradient_checkpointing: bool
+    gradient_checkpointing: BoolOrAuto  # as micro_batch_size
     lora: dict
 
 
@@ -140,7 +140,12 @@ def train(
         clear_device_cache(garbage_collection=True)  # mixed precision leaves a circle of references
         if ranks.world() > 1:  # the others wait for this one
             raise UserError(f"micro_batch_size {config.micro_batch_size}: out of memory; lower it")
-        config = replace(config, micro_batch_size=fitting.fewer("micro-batch", config.micro_batch_size, dividing=True))
+        if config.micro_batch_size == 1 and not config.gradient_checkpointing:
+            log("micro-batch: out of memory with a single row, going on with gradient_checkpointing")
+            config = replace(config, gradient_checkpointing=True)
+        else:
+            smaller = fitting.fewer("micro-batch", config.micro_batch_size, dividing=True)
+            config = replace(config, micro_batch_size=smaller)
 
 
 def run(trainer: "Trainer", folder: Path, out: Path) -> None:
