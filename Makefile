@@ -99,8 +99,10 @@ docs: $(ENV)/.ready-dev
 	touch $@
 
 # On a machine with a GPU: does everything run there, how fast, is memory as estimated? Writes benchmarks/gpu/.
-check-gpu: $(ENV)/.ready
-	$(BIN)/python benchmarks/check_gpu.py
+# INSTALLED=python3: with the packages that this Python has.
+INSTALLED ?=
+check-gpu: $(if $(INSTALLED),,$(ENV)/.ready)
+	$(or $(INSTALLED),$(BIN)/python) benchmarks/check_gpu.py
 
 bench-ppo: $(ENV)/.ready .venv-peer/.ready
 	$(BIN)/python benchmarks/ppo.py --peer .venv-peer/bin/python

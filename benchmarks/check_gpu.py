@@ -1,6 +1,7 @@
 """What a first GPU has to show: does everything run and stay finite there, how fast, and is memory as estimated?
 
     make check-gpu                                        # some 20 minutes on a card of the 80 GB class, no network
+    make check-gpu INSTALLED=python3                      # with the packages that this Python has
     .venv/bin/python benchmarks/check_gpu.py --parts attention "ppo, checkpointing"
     .venv/bin/python benchmarks/check_gpu.py --rehearse   # every part in small on whatever is here, a CPU too
 
@@ -129,7 +130,7 @@ def attention(work: Path, shape: str, small: bool) -> Iterator[dict]:
 
 
 def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict]:
-    """Every stage that trains, and prediction, as the programs that the workflow starts, on a tiny random model."""
+    """Every stage, as the programs that the workflow starts, on a tiny random model and its random reward models."""
     import yaml
 
     import ppo
@@ -137,10 +138,10 @@ def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict
     from rllr.files import write_json, write_jsonl
 
     folder = work / f"stages-{precision}"
-    base, data = folder / "base", folder / "data"
+    base, data, rewards = folder / "base", folder / "data", folder / "rewards"
     ppo.make_model("tiny", base)
     for role in ("rm_rllr", "rm_rlhf"):
-        shutil.copytree(base / role, folder / "rewards" / role / "adapter")
+        shutil.copytree(base / role, rewards / role / "adapter")
     said = [f"It is {label}, as one sees.\nLabel: {label}" for label in TASK["labels"]]
     rows = [
         {"id": str(i), "task": "films", "instruction": "Good?", "input": f"film {i} " * (i % 7 + 1), "label": label}
@@ -149,48 +150,62 @@ def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict
     ]
     answered = [{**row, "output": said[i % 2]} for i, row in enumerate(rows)]
     pairs = [{**row, "output": said[:: 1 if i % 2 == 0 else -1]} for i, row in enumerate(rows)]
+    same = [
+        {**row, "output": [row["output"], f"Well. {row['output']}"]} for row in answered
+    ]  # two rationales, one label
+    write_jsonl(folder / "answers.jsonl", [{"id": row["id"], "answer": row["output"]} for row in answered])
     write_json(data / "tasks.json", {"films": TASK})
     for name, content in (
-        ("sft_with_rat_train", answered), ("rllr_reward_train", pairs), ("label_sensitive_pairs_for_test", pairs),
-        ("unsupervised", rows), ("validation", rows), ("test", rows),
+        ("sft_with_rat_train", answered), ("rllr_reward_train", pairs), ("rlhf_reward_train", same),
+        ("label_sensitive_pairs_for_test", pairs), ("unsupervised", rows), ("validation", rows), ("test", rows),
     ):  # fmt: skip
         write_jsonl(data / f"{name}.jsonl", content)
     defaults = load_yaml(HERE.parent / "config" / "stages.yaml")
-    common = {"precision": precision, "attention": "auto", "seed": 1, "model": "check"}
-    training = {"batch_size": 4, "micro_batch_size": 2, "cutoff": 192, "lora": LORA, "learning_rate": 1e-3}
-    more = {
-        "ppo": {"max_new_tokens": 96, "label_reward_threshold": 1.0, "rollout_batch_size": "auto"},
-        "predict": {"batch_size": "auto", "cutoff": 192, "max_new_tokens": 96},
-        "reward": {}, "sft": {}, "dpo": {},
-    }  # fmt: skip
-    responses = data / "sft_with_rat_train.jsonl"
-    adapter = folder / "sft_wrat" / "adapter"
-    for stage, section, settings, arguments in (
-        ("sft_wrat", "sft", {}, ["--data", responses, "--tasks", data / "tasks.json"]),
-        ("rm_rllr", "reward", {}, ["--data", data]),
-        ("rm_claim", "reward", {"score": "claim"}, ["--data", data]),
-        ("dpo", "dpo", {}, ["--data", data]),
-        ("rllr_mix", "ppo", {}, ["--data", data, "--rewards", folder / "rewards"]),
-        ("rllr_mix_rloo", "ppo", {"baseline": "leave_one_out", "samples_per_prompt": 2},
-         ["--data", data, "--rewards", folder / "rewards"]),
-        ("predict", "predict", {}, ["--data", data / "test.jsonl", "--validation", data / "validation.jsonl",
-                                    "--tasks", data / "tasks.json", "--responses", responses]),
+    training = {"batch_size": 4, "micro_batch_size": 2, "cutoff": 192, "learning_rate": 1e-3, "lora": LORA}
+    settings = {
+        **dict.fromkeys(("sft", "reward", "dpo"), training),
+        "ppo": {**training, "max_new_tokens": 96, "label_reward_threshold": 1.0, "rollout_batch_size": "auto"},
+        "predict": {"batch_size": "auto", "cutoff": 192, "max_new_tokens": 96, "best_of": 2},
+    }
+    tasks, responses = ["--tasks", data / "tasks.json"], ["--responses", data / "sft_with_rat_train.jsonl"]
+    test = ["--data", data / "test.jsonl", "--validation", data / "validation.jsonl", *tasks, *responses]
+    held = ["--data", data / "validation.jsonl", *tasks, *responses]
+    judge, samples = ["--reward", rewards / "rm_rllr/adapter"], folder / "samples/samples.jsonl"
+    tuned, scorer = folder / "sft_wrat/adapter", folder / "rm_rllr"
+    groups, claim = {"baseline": "leave_one_out", "samples_per_prompt": 2}, {"score": "claim"}
+    # case, program, section of config/stages.yaml, its changes, arguments, output
+    for case, program, section, changes, arguments, target in (
+        ("sft_wrat", "sft", "sft", {}, ["--data", data / "sft_with_rat_train.jsonl", *tasks], ""),
+        ("merge", "merge", None, {}, ["--adapter", tuned], ""),
+        ("rm_rllr", "reward", "reward", {}, ["--data", data], ""),
+        ("rm_rllr, claim", "reward", "reward", claim, ["--data", data], ""),
+        ("rm_rlhf", "reward", "reward", {}, ["--data", data], ""),
+        ("dpo", "dpo", "dpo", {}, ["--data", data], ""),
+        ("rllr_mix", "ppo", "ppo", {}, ["--data", data, "--rewards", rewards], ""),
+        ("rllr_mix_rloo", "ppo", "ppo", groups, ["--data", data, "--rewards", rewards], ""),
+        ("predict", "predict", "predict", {}, [*test, "--adapter", tuned], "predictions.jsonl"),
+        ("predict, best of 2", "predict", "predict", {}, [*test, *judge], "predictions.jsonl"),
+        ("predict, 2 votes", "predict", "predict", {}, [*test, "--votes", 2], "predictions.jsonl"),
+        ("samples", "sample_policy", "predict", {}, held, samples.name),
+        ("quality", "reward_quality", "predict", {}, [*held, *judge, "--samples", samples], "quality.json"),
+        ("score", "score", None, {}, ["--reward-model", scorer, "--responses", folder / "answers.jsonl",
+                                      "--data", data / "test.jsonl"], "scores.jsonl"),
     ):  # fmt: skip
-        out = folder / stage
+        out = folder / case.replace(", ", "_").replace(" ", "_")
         out.mkdir(exist_ok=True)
-        shared = training if section != "predict" else {}
-        name = "rm_rllr" if stage == "rm_claim" else stage
-        config = merge(defaults[section], shared, more[section], settings, common, {"stage": name})
-        (out / "config.yaml").write_text(yaml.safe_dump(config))
-        target = out / "predictions.jsonl" if section == "predict" else out
-        if section == "predict" and adapter.is_dir():
-            arguments = [*arguments, "--adapter", adapter]
-        if section in ("sft", "reward", "dpo") and missing("trl"):
-            yield {"case": f"{stage} {precision}", "note": "skipped: no trl"}
+        if section:
+            stage = case.split(",")[0].replace("samples", "quality")
+            common = {"precision": precision, "attention": "auto", "seed": 1, "model": "check", "stage": stage}
+            config = merge(defaults[section], settings[section], changes, common)
+            (out / "config.yaml").write_text(yaml.safe_dump(config))
+            arguments = ["--config", out / "config.yaml", *arguments]
+        if missing("trl") and (section in ("sft", "reward", "dpo") or {tuned, scorer} & {*arguments}):
+            yield {"case": f"{case} {precision}", "note": "skipped: no trl"}
             continue
+        target = out / "merged" if case == "merge" else out / target
         command = [
-            sys.executable, PROGRAMS / "launch.py", PROGRAMS / f"{section}.py", "--config", out / "config.yaml",
-            "--base", base, *arguments, "--out", target,
+            sys.executable, PROGRAMS / "launch.py", PROGRAMS / f"{program}.py", "--base", base, *arguments,
+            "--out", target,
         ]  # fmt: skip
         start = time.perf_counter()
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -200,7 +215,7 @@ def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             skipped = sum(line.get("skipped") or 0 for line in lines)
             note += f", {skipped:g} of {sum('loss' in line for line in lines)} steps skipped"
-        yield {"case": f"{stage} {precision}", "seconds": time.perf_counter() - start, "note": note}
+        yield {"case": f"{case} {precision}", "seconds": time.perf_counter() - start, "note": note}
 
 
 def model(work: Path, shape: str, small: bool) -> Iterator[dict]:

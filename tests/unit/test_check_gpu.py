@@ -55,9 +55,9 @@ def test_a_part_that_fails_hangs_or_misses_a_package_is_a_row(tmp_path, monkeypa
     assert found["package"] == [{"part": "package", "case": "", "note": "skipped: no no_such_package"}]
 
 
-@pytest.mark.slow
-def test_every_stage_runs(tmp_path):
-    done, found = rehearse(tmp_path, "stages, bf16")
+@pytest.mark.parametrize("part", [pytest.param("stages, bf16", marks=pytest.mark.slow), "stages, fp16"])
+def test_every_stage_runs(tmp_path, part):
+    done, found = rehearse(tmp_path, part)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [row for row in found["rows"] if row["part"] == "stages, bf16"]
-    assert len(rows) == 7 and all(row["note"].startswith("done") for row in rows)
+    rows = [row for row in found["rows"] if row["part"] == part]
+    assert len(rows) == 14 and all(row["note"].startswith("done") for row in rows)

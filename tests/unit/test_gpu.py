@@ -16,7 +16,7 @@ from rllr.cli import UserError
 from rllr.config import load_yaml, stage_config
 from rllr.lm import models
 from rllr.tasks import Task
-from rllr.train.trainer import RewardConfig, SupervisedConfig
+from rllr.train.trainer import PreferenceConfig, RewardConfig, SupervisedConfig
 from test_ppo_engine import PROMPTS, make_trainer, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +96,9 @@ def test_a_gpu_that_is_visible_and_does_not_work_ends_the_run_in_one_line(tmp_pa
     assert line.startswith("error: GPU 7 is visible and cannot be used: ")
     assert line.endswith("; mend it, or set CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU")
     assert launched(tmp_path, code, CUDA_VISIBLE_DEVICES="").returncode == 0
+    several = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}  # before they meet
+    done = launched(tmp_path, "from rllr import ranks; ranks.start()", CUDA_VISIBLE_DEVICES="7", **several)
+    assert done.returncode == 1 and done.stderr.splitlines() == [line]
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -181,7 +184,7 @@ def test_a_ppo_run_that_skipped_every_step_ends_with_an_error(skipped):
         run.iterate()
 
 
-STAGES = {"sft_wrat": "sft", "rm_rllr": "reward"}
+STAGES = {"sft_wrat": "sft", "rm_rllr": "reward", "dpo": "dpo"}
 
 
 @pytest.fixture
@@ -201,7 +204,7 @@ def in_fp16(monkeypatch, tmp_path, merged):
     accelerate.state.AcceleratorState._reset_state(True)
 
     def run(stage: str, times: int) -> list[dict]:
-        from rllr.train import pairwise, supervised
+        from rllr.train import pairwise, preference, supervised
 
         cast = models.cast_weights_not_activations
 
@@ -218,11 +221,13 @@ def in_fp16(monkeypatch, tmp_path, merged):
         (out / "config.yaml").write_text(yaml.safe_dump(values))
         said = ["It is fine.\nLabel: positive", "It is dull.\nLabel: negative"]
         row = {"task": "reviews", "instruction": "Good?", "input": "a film", "label": "positive"}
-        data = [{**row, "id": str(i), "output": said if section == "reward" else said[0]} for i in range(8)]
+        data = [{**row, "id": str(i), "output": said[0] if section == "sft" else said} for i in range(8)]
         (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in data))
         common = out / "config.yaml", merged, tmp_path / "data.jsonl", data
         if section == "sft":
             supervised.fine_tune(SupervisedConfig(**values), *common, out)
+        elif section == "dpo":
+            preference.train_preference(PreferenceConfig(**values), *common, out)
         else:
             held_out, tasks = {"label_sensitive": data}, {"reviews": Task("reviews", "label", ("positive", "negative"))}
             pairwise.train_reward_model(RewardConfig(**values), *common, held_out, tasks, out)

@@ -53,7 +53,7 @@ def visible() -> list[str]:
 
 @functools.cache
 def usable() -> bool:
-    """Whether this process computes on a GPU; initialises it.
+    """Whether this process computes on a GPU; initialises it, of several that of its LOCAL_RANK.
 
     Raises:
         UserError: one is visible, and PyTorch cannot use it.
@@ -64,7 +64,9 @@ def usable() -> bool:
     if not devices:
         return torch.cuda.is_available()
     try:
-        torch.zeros(1, device="cuda")
+        own = int(os.environ.get("LOCAL_RANK", 0))  # or every process would have a context on the first one
+        torch.zeros(1, device=f"cuda:{own}")
+        torch.cuda.set_device(own)
     except (AssertionError, RuntimeError) as error:  # the former from a PyTorch without CUDA
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"GPU {','.join(devices)} is visible and cannot be used: {reason}; {REMEDY}") from None

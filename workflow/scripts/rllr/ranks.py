@@ -29,10 +29,10 @@ def start() -> None:
         return
     import torch
 
+    from rllr import gpus  # which needs rllr.cli, which needs this
+
     if not torch.distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group("nccl" if gpus.usable() else "gloo")
 
 
 def barrier() -> None:
