@@ -19,8 +19,10 @@ from rllr.tasks import Task  # noqa: E402
 
 def iteration(trainer: Trainer, stored: dict) -> dict:
     """Score, advantages and one update on this process's share of a stored rollout."""
-    share = slice(ranks.rank(), None, ranks.world())
-    rollout = Rollout(*(stored[part][share] for part in ("rows", "prompts", "responses", "logprobs", "entropies")))
+    samples = trainer.config.samples_per_prompt
+    share = [i for i in range(len(stored["responses"])) if i // samples % ranks.world() == ranks.rank()]
+    parts = (stored[part] for part in ("rows", "prompts", "responses", "logprobs", "entropies"))
+    rollout = Rollout(*([part[i] for i in share] for part in parts))
     texts, _raw, scores = trainer.score(rollout)
     batch, metrics = trainer.advantages(rollout, texts, scores)
     metrics |= trainer.optimise(batch)
@@ -40,9 +42,8 @@ def main() -> None:
     ranks.start()
     tasks = {"movie_reviews": Task("movie_reviews", "label", ("negative", "positive"))}
     folders = {role: Path(path) for role, path in stored["rewards"].items()}
-    trainer = make_trainer(
-        Path(stored["merged"]), folders, AutoTokenizer.from_pretrained(stored["merged"]), tasks, policy_std=0.3
-    )
+    tokenizer = AutoTokenizer.from_pretrained(stored["merged"])
+    trainer = make_trainer(Path(stored["merged"]), folders, tokenizer, tasks, policy_std=0.3, **stored["changes"])
     result = iteration(trainer, stored)
     if ranks.rank() == 0:
         torch.save(result, sys.argv[2])

@@ -133,17 +133,17 @@ def read(model, prompts: list[list[int]], pad: int) -> Reading:
     return Reading.of(cache, mask, positions)
 
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF samples: the first token whose cumulative probability exceeds its row's uniform number.
 
     One uniform number per token makes a sample a function of the numbers alone, whatever the batch around it.
 
     Args:
-        logits: (B, V), already divided by the temperature. uniforms: (B,) in [0, 1).
+        probabilities: (B, V) fp32. uniforms: (B,) in [0, 1).
     """
-    cdf = logits.double().softmax(-1).cumsum(-1)
+    cdf = probabilities.cumsum(-1, dtype=torch.float64)
     threshold = uniforms.to(cdf)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
 
 
 def choose(
@@ -158,10 +158,10 @@ def choose(
     if uniforms is None:
         unknown = logits.new_full(logits.shape[:1], float("nan"))
         return logits.argmax(-1), unknown, unknown
-    logits = logits / temperature
-    tokens = draw(logits, uniforms)
-    logp = logits.log_softmax(-1)
-    return tokens, logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    logp = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+    probabilities = logp.exp()
+    tokens = draw(probabilities, uniforms)
+    return tokens, logp.gather(1, tokens[:, None])[:, 0], -(probabilities * logp).sum(-1)
 
 
 def stop_ids(model, tokenizer) -> list[int]:
