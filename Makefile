@@ -47,6 +47,7 @@ study: $(ENV)/.ready
 keep-results:
 	mkdir -p docs/results/$(DATA)
 	cp runs/summary.md runs/summary.tsv runs/differences.svg docs/results/$(DATA)/
+	$(BIN)/python docs/tables.py docs/results.md
 
 test: $(ENV)/.ready-dev
 	$(BIN)/python -m pytest -m "not slow and not slurm"

@@ -102,6 +102,18 @@ def test_the_headline_is_that_of_the_result_files():
             assert f"`{method}` {100 * sum(means[method]) / len(means[method]):.1f}" in " ".join(text.split()), page
 
 
+def test_the_tables_are_those_of_the_result_files(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import tables
+
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert {name for _, name, *_ in tables.BLOCK.findall(text)} == {
+        f"docs/results/{name}" for name in ("demo", "ratings", "study")
+    }
+    assert tables.filled(text) == text
+    assert tables.filled(tables.BLOCK.sub(r"\1\4", text)) == text  # none is kept that the files do not give
+
+
 OUTPUTS = (ROOT / "docs" / "outputs.md").read_text(encoding="utf-8")
 
 
