@@ -51,6 +51,21 @@ def test_a_training_step_counts_as_its_batch(stage):
     assert job.progress().endswith(", 2 samples/s")
 
 
+def test_tokens_are_those_of_all_that_a_row_is_made_of(stage):
+    job, bar = stage
+    job.logs[0].write_text(
+        "pairs.jsonl: 80 sequences, 4000 tokens, longest 81; cut to 256: 0 rows, 0 tokens of input text\n"
+        "batch: 2 rows x 2 accumulation x 1 processes = 4; 40 rows x 1 epochs = 10 optimiser steps\n"
+    )
+    log = job.logs[0].parent.parent / "train_log.jsonl"
+    log.write_text(json.dumps({"loss": 0.25}) + "\n")
+    bar(5, 10, 10)
+    assert job.progress() == "5/10, 00:10 left, loss 0.25, 2 samples/s, 200 tokens/s"  # 4000 of 40 pairs
+    log.write_text(json.dumps({"loss": 1.0, "reward": 0.5, "samples_per_second": 3.0, "length": 10.0}) + "\n")
+    assert job.progress() == "5/10, 00:10 left, reward 0.5, 3 samples/s, 180 tokens/s"  # 50 of a prompt and 10
+    assert job.outcome().endswith(", reward 0.5, 3 samples/s")
+
+
 def test_an_earlier_runs_log_is_not_told(stage):
     job, bar = stage
     log = job.logs[0].parent.parent / "train_log.jsonl"

@@ -30,11 +30,14 @@ SECONDS = {True: 1, False: 60}  # between two looks, on a terminal or in a file
 BAR = re.compile(
     r"(?:^|[\r\n])([^\r\n|]*?):? +\d+%\|[^|]*\| *([\d.]+[kM]?)/([\d.]+[kM]?) \[[\d:]+<([\d:?]+), +([\d.?]+)(\S*)"
 )
-# Keys of train_log.jsonl, and how they are shown;
+# What a stage says of the rows that it trains on: `...: 320 sequences, 19456 tokens, ...`, two for a pair.
+READ = re.compile(r": (\d+) sequences, (\d+) tokens")
+# Keys of train_log.jsonl, and how they are shown.
 NUMBERS = {
     "loss": "loss", "reward": "reward", "pair_accuracy": "accuracy", "label_accuracy": "accuracy",
-    "rewards/accuracies": "accuracy", "samples_per_second": "samples/s",
+    "rewards/accuracies": "accuracy", "samples_per_second": "samples/s", "length": "length",
 }  # fmt: skip
+SPEEDS = ("samples/s", "tokens/s")
 
 
 @dataclass
@@ -56,6 +59,16 @@ class Job:
             except OSError:
                 continue
         return ""
+
+    def tokens(self, length: float | None) -> float | None:
+        """Tokens of a training row, all of a pair's; under RL of a prompt and its response of `length` tokens."""
+        with open(self.logs[0], "rb") as file:
+            told = file.read(65536).decode("utf-8", "replace")
+        read, rows = READ.search(told), re.search(r"; (\d+) rows x ", told)
+        if not read or not (rows or length):
+            return None
+        sequences, tokens = map(int, read.groups())
+        return tokens / sequences + length if length else tokens / int(rows[1])  # type: ignore[index]
 
     def numbers(self) -> dict[str, float]:
         """What the last line of the training log says."""
@@ -89,13 +102,17 @@ class Job:
         if "samples/s" not in numbers and re.fullmatch(r"[\d.]+", rate) and float(rate):
             steps = float(rate) if unit.startswith("it/s") else 1 / float(rate)
             numbers["samples/s"] = steps * (self.batch_size() if trains else 1)
+        tokens = self.tokens(numbers.pop("length", None)) if trains and "samples/s" in numbers else None
+        if tokens:
+            numbers["tokens/s"] = round(tokens * numbers["samples/s"])
         parts = [f"{what + ' ' if what and not trains else ''}{done}/{total}"]
         parts += [f"{left} left"] if "?" not in left else []
         return ", ".join([*parts, *shown(numbers)])
 
     def outcome(self) -> str:
         minutes, seconds = divmod(round(time.time() - self.began), 60)
-        return ", ".join([f"{minutes}:{seconds:02d}", *shown(self.numbers())])
+        numbers = {name: value for name, value in self.numbers().items() if name != "length"}
+        return ", ".join([f"{minutes}:{seconds:02d}", *shown(numbers)])
 
     def error(self) -> str:
         """The line that says what went wrong: the program's own, else an exception's."""
@@ -105,7 +122,7 @@ class Job:
 
 
 def shown(numbers: dict[str, float]) -> list[str]:
-    return [f"{value:.3g} {name}" if name == "samples/s" else f"{name} {value:.3g}" for name, value in numbers.items()]
+    return [f"{value:.3g} {name}" if name in SPEEDS else f"{name} {value:.3g}" for name, value in numbers.items()]
 
 
 class LogHandler(LogHandlerBase):

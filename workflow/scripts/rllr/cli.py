@@ -72,8 +72,8 @@ def run(main: Callable[[], None]) -> None:
     # differ from batch to batch must not break memory up.
     os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    # PEFT still asks transformers by an old name, at every load.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    # PEFT and TRL still ask transformers by old names, at every load and for every trainer.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     # SIGTERM (Snakemake, SLURM) unwinds like Ctrl-C, so that temporary files go and locks are released.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
