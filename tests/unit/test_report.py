@@ -506,3 +506,19 @@ def test_the_model_card_says_what_the_run_was():
     assert "- **b**: an instruction for each text, a number in 0 to 5; the label is what the group of '([0-9])'" in text
     assert "max_new_tokens=77" in text and "rllr.base" not in text
     assert "from rllr.base import register" in card({}, metrics, used, origin, "baichuan2-13b")
+
+
+def test_the_summary_page_begins_with_words_and_the_figure(tmp_path, monkeypatch):
+    import summary as program
+
+    runs = [write_run(tmp_path / f"run{s}", {"sft_wrat": 0.6, "rllr": 0.9}, s) for s in (1, 2)]
+    pages = []
+    for some in (runs[:1], runs):
+        argv = ["summary.py", "--results", *map(str, some), "--models", "m", "--methods", "sft_wrat", "rllr"]
+        monkeypatch.setattr("sys.argv", [*argv, "--out", str(tmp_path / "out")])
+        program.main()
+        pages.append((tmp_path / "out/summary.html").read_text(encoding="utf-8"))
+    for page in pages:
+        assert 0 < page.index("data:image/svg+xml") < page.index("<table")
+    assert pages[0].index("rllr is ") < pages[0].index("data:image/svg+xml") and "thin ones" not in pages[0]
+    assert "thin ones: over the runs" in pages[1] and "Differences in configuration" in pages[1]

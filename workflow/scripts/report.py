@@ -10,8 +10,8 @@ Reads what the stages left in <results>/<model>/<stage>/; needs no network, and 
 from pathlib import Path
 
 from rllr import cli
-from rllr.evaluate.html import figure, page, text
-from rllr.evaluate.page import READING, Run, methods_part, rewards_part, training_part, verdicts_part
+from rllr.evaluate.html import page, text
+from rllr.evaluate.page import READING, Run, differences_part, methods_part, rewards_part, training_part, verdicts_part
 from rllr.evaluate.tables import read_predictions, sections, tables
 from rllr.evaluate.tables import table as summary_rows
 from rllr.files import atomic_file, read_json, read_jsonl
@@ -35,14 +35,10 @@ def main() -> None:
     tasks_of = {m: load_tasks(data / "tasks.json") for m, data in zip(args.models, args.data, strict=True)}
     measured = summary_rows(args.results, args.models, args.methods)
     links = "".join(f'<li><a href="#{text(m)}">{text(m)}</a></li>' for m in args.models)
-    told = (
-        "How much better than sft_wrat each method answers the same test rows: the mean over tasks in black, each "
-        "task in a colour, with 95% intervals; one that crosses the line at 0 may be chance."
-    )
     parts = [
         f"<header><h1>{text(', '.join(args.models))}: results</h1></header>",
         f'<nav><ul><li><a href="#summary">Summary</a></li>{links}</ul></nav>',
-        f"<h2 id=summary>Summary</h2>{verdicts_part(measured)}{figure(args.results / 'differences.svg', told)}",
+        f"<h2 id=summary>Summary</h2>{verdicts_part(measured)}{differences_part(args.results / 'differences.svg')}",
         f"{READING}{sections(tables(measured))}",
     ]
     for model, data, base in zip(args.models, args.data, args.bases, strict=True):

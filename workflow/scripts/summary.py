@@ -16,6 +16,8 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.evaluate import plots
+from rllr.evaluate.html import page
+from rllr.evaluate.page import differences_part, verdicts_part
 from rllr.evaluate.tables import BASELINES, against, summary_of_run, summary_of_runs
 from rllr.files import atomic_file
 
@@ -34,7 +36,11 @@ def main() -> None:
     for name, content in found.files.items():
         with atomic_file(args.out / name) as file:
             file.write(content)
-    plots.differences(against(found.runs, BASELINES[0]), BASELINES[0], args.out / "differences.svg")
+    svg = args.out / "differences.svg"
+    plots.differences(against(found.runs, BASELINES[0]), BASELINES[0], svg)
+    said = verdicts_part(found.runs[0]) if len(found.runs) == 1 else ""
+    with atomic_file(args.out / "summary.html") as file:
+        file.write(page("Results", f"<h1>Results</h1>{said}{differences_part(svg, len(found.runs))}{found.tables}"))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,15 @@ class Run:
     predictions: dict[str, list[dict]]
 
 
+def differences_part(svg: Path, runs: int = 1) -> str:
+    """The figure that a page begins with: `plots.differences`."""
+    told = (
+        "How much better than sft_wrat each method answers the same test rows: the mean over tasks in black, each "
+        "task in a colour, with 95% intervals; one that crosses the line at 0 may be chance."
+    )
+    return figure(svg, told + (" Thick lines: over the test rows; thin ones: over the runs." if runs > 1 else ""))
+
+
 def verdicts_part(rows: list[dict]) -> str:
     """How much better each method is, in words; `rows`: from `tables.table`. Empty where nothing was compared."""
     models = list(dict.fromkeys(row["model"] for row in rows))

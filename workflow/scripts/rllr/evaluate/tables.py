@@ -344,10 +344,11 @@ def sections(found: list[Table]) -> str:
 @dataclass
 class Summary:
     """Attributes:
-    files: summary.tsv, .md and .html by name. runs: `table` of each results folder.
+    files: summary.tsv and .md by name. tables: the same as HTML, for a page. runs: `table` of each results folder.
     """
 
     files: dict[str, str]
+    tables: str
     runs: list[list[dict]]
 
 
@@ -355,8 +356,7 @@ def summary_of_run(results: Path, models: list[str], methods: list[str]) -> Summ
     """The files about one results folder."""
     rows = table(results, models, methods)
     found = tables(rows)
-    page = html.page("Results", f"<h1>Results</h1>{sections(found)}")
-    return Summary({"summary.tsv": tsv({"": rows}), "summary.md": markdown(found), "summary.html": page}, [rows])
+    return Summary({"summary.tsv": tsv({"": rows}), "summary.md": markdown(found)}, sections(found), [rows])
 
 
 def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) -> Summary:
@@ -377,7 +377,6 @@ def summary_of_runs(folders: list[Path], models: list[str], methods: list[str]) 
     differing = data_differences(runs, models) + config_differences(folders, models)
     head = ["model", "stages", "key", *map(str, folders)]
     title = "Differences in configuration"
-    page = html.page("Results", f"<h1>Results</h1>{sections(found)}<h2>{title}</h2>{html.table(head, differing)}")
+    page = f"{sections(found)}<h2>{title}</h2>{html.table(head, differing)}"
     text = f"{markdown(found)}\n## {title}\n\n{pipes(head, differing)}\n"
-    files = {"summary.tsv": tsv(runs), "summary.md": text, "summary.html": page}
-    return Summary(files, list(runs.values()))
+    return Summary({"summary.tsv": tsv(runs), "summary.md": text}, page, list(runs.values()))
