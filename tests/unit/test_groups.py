@@ -122,6 +122,14 @@ def test_a_reward_model_scores_alike_alone_and_in_groups(merged, reward_folders,
         assert model.model(input_ids=torch.tensor([prompt + response])).logits.item() == pytest.approx(score, abs=1e-5)
 
 
+def test_the_log_says_whether_prompts_are_shared(capsys):
+    from rllr.lm.packing import describe_sharing
+
+    for kind, told in (("llama", "once"), ("baichuan2-13b", "for each of them (ALiBi"), ("bloom", "for each of them")):
+        describe_sharing(shares_prompts(tiny(kind)), "sides of a pair")
+        assert f"sides of a pair: their prompt is computed {told}" in capsys.readouterr().err
+
+
 def test_a_prompt_read_once_gives_the_samples_of_one_read_for_each():
     model, numbers = tiny("llama"), torch.rand(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     prompts = [[5, 6, 7], [8]]

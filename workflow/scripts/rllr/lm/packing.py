@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rllr.base import NO_SHARING
+from rllr.cli import log
 from rllr.lm import models
 
 
@@ -109,6 +110,12 @@ def shares_prompts(model: PreTrainedModel) -> bool:
     plain = models.without_peft(model)
     takes = "position_ids" in inspect.signature(plain.forward).parameters
     return takes and plain.config.model_type not in NO_SHARING and "flash" not in plain.config._attn_implementation
+
+
+def describe_sharing(shared: bool, what: str) -> None:
+    """A line in the log: whether the prompt of several `what` is computed once."""
+    apart = "for each of them (ALiBi or flash-attention: no mask of one's own)"
+    log(f"{what}: their prompt is computed {'once' if shared else apart}")
 
 
 def by_size(prompts: list[list[int]], responses: list[list[int]], batch_size: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from rllr.lm import budget, duration, fitting, models, sampling
 from rllr.lm.claims import claims_in
 from rllr.lm.generation import decoded
 from rllr.lm.lengths import answer_room
+from rllr.lm.packing import describe_sharing
 from rllr.lm.rewards import scores_claims
 from rllr.lm.tokens import Encoder
 from rllr.methods import GOLD, METHODS
@@ -119,6 +120,8 @@ class Run:
             critic=config.baseline == "value",
         )  # fmt: skip
         models.describe(backbone.model, dtype)
+        if config.samples_per_prompt > 1:
+            describe_sharing(backbone.shared, "responses of a group")
         log(
             f"{config.stage}: {len(self.rows)} prompts x {config.epochs} epochs in batches of {config.batch_size}, "
             f"{config.samples_per_prompt} response(s) to each, baseline {config.baseline} = "

@@ -13,7 +13,7 @@ from rllr import cli, ranks
 from rllr.files import write_json, write_jsonl
 from rllr.lm import budget, models, rewards
 from rllr.lm.claims import claim_ends, claims_by_label
-from rllr.lm.packing import Packed, shares_prompts
+from rllr.lm.packing import Packed, describe_sharing, shares_prompts
 from rllr.lm.tokens import Encoder
 from rllr.methods import REWARD_MODELS
 from rllr.tasks import Task
@@ -53,7 +53,7 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
     The two sides of a pair share their prompt in one pass, where the architecture allows it.
     """
     shared = shares_prompts(model)
-    cli.log(f"prompts of pairs: {'computed once for both sides' if shared else 'computed for each side (ALiBi)'}")
+    describe_sharing(shared, "sides of a pair")
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = Packed.build(*both_sides(rows), pad, "cpu", dtype, shared)

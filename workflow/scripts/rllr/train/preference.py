@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr.lm import budget, models, rewards
 from rllr.lm.claims import claim_ends, claim_of
-from rllr.lm.packing import Packed, shares_prompts
+from rllr.lm.packing import Packed, describe_sharing, shares_prompts
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import PairsStage, both_sides, differing, pairs_stage
 from rllr.train.trainer import PreferenceConfig
@@ -53,6 +53,7 @@ def add_reference(
 def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: float, sft_weight: float, **arguments):
     """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
     shared = shares_prompts(model)
+    describe_sharing(shared, "sides of a pair")
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = Packed.build(*both_sides(rows), pad, "cpu", dtype, shared)
