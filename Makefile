@@ -21,9 +21,10 @@ V ?=
 SNAKEMAKE := $(if $(V),,PYTHONPATH=$(CURDIR)/workflow/logger) $(BIN)/snakemake $(if $(V),,--logger rllr)
 
 # The whole pipeline on a real model and real data, on two CPU cores.
+DEMO := sft sft_wrat rllr_mix
 demo: $(ENV)/.ready
-	@$(SNAKEMAKE) --cores all results/smollm2/sft_wrat/metrics.json results/smollm2/rllr_mix/metrics.json
-	@$(BIN)/python workflow/scripts/show.py results/smollm2 sft_wrat rllr_mix
+	@$(SNAKEMAKE) --cores all $(DEMO:%=results/smollm2/%/metrics.json)
+	@$(BIN)/python workflow/scripts/show.py results/smollm2 $(DEMO)
 
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
 # model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.

@@ -20,8 +20,11 @@ from unittest.mock import patch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "workflow" / "scripts"))
 
-# (baseline, samples a prompt, prompts a batch)
-SETTINGS = [("value", 1, 8), ("value", 1, 32), ("leave_one_out", 4, 8), ("leave_one_out", 2, 16), ("all_labels", 1, 8)]
+# baseline, samples a prompt, prompts a batch, lambda
+SETTINGS = [
+    ("value", 1, 32, 0.95), ("value", 1, 32, 1.0), ("leave_one_out", 4, 8, 1.0), ("leave_one_out", 2, 16, 1.0),
+    ("leave_one_out", 8, 4, 1.0), ("all_labels", 1, 8, 1.0),
+]  # fmt: skip
 
 
 def main() -> None:
@@ -45,11 +48,11 @@ def main() -> None:
     tasks, file = load_tasks(data / "tasks.json"), stages / args.stage / "config.yaml"
     rows = read_prompts(data / "unsupervised.jsonl", tasks, need_labels=False)
     published = load_stage(PPOConfig, file)
-    print("| baseline | samples a prompt | prompts | noise / signal | batch for 1:1 | s / batch | s for 1:1 |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for baseline, samples, prompts in SETTINGS:
-        own = {"baseline": baseline, "samples_per_prompt": samples, "batch_size": prompts, "updates": 1}
-        config = replace(published, **own, validate_iterations=0)
+    print("| baseline | lambda | samples a prompt | prompts | noise / signal | batch for 1:1 | s / batch | s for 1:1 |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for baseline, samples, prompts, weight in SETTINGS:
+        own = {"baseline": baseline, "samples_per_prompt": samples, "batch_size": prompts, "gae_lambda": weight}
+        config = replace(published, **own, updates=1, validate_iterations=0)
         with tempfile.TemporaryDirectory() as out:
             run = Run(config, file, stages / "sft_wrat/merged", data, stages, Path(out), tasks, rows, [])
             run.set_up()
@@ -76,7 +79,7 @@ def main() -> None:
         signal = (gradients.sum(0).square().sum().item() / (count - 1) - squares) / (count - 2)
         ratio = (squares - signal) / signal if signal > 0 else float("inf")
         print(
-            f"| {baseline} | {samples} | {prompts} | {ratio:.2g} | {ratio * prompts:.3g} | {seconds:.1f} "
+            f"| {baseline} | {weight if baseline == 'value' else ''} | {samples} | {prompts} | {ratio:.2g} | {ratio * prompts:.3g} | {seconds:.1f} "
             f"| {ratio * seconds:.3g} |",
             flush=True,
         )

@@ -13,7 +13,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 100, 28, 18, 12  # of a box, and between boxes
+WIDTH, HEIGHT, GAP_X, GAP_Y = 66, 38, 14, 10  # of a box, and between boxes: letters to read at a page's width
 COLOURS = {"light": ("#ffffff", "#1f2328", "#0969da", "#8c959f"), "dark": ("#0d1117", "#e6edf3", "#4493f8", "#6e7681")}
 HIDDEN = {"resolved", "figure"}
 
@@ -80,6 +80,14 @@ def arrange(graph: dict[str, set[str]]) -> tuple[dict[str, tuple[float, float]],
     return centres, ways
 
 
+def words(name: str, x: float) -> str:
+    """A name of two words in two lines around the middle of its box."""
+    first, *second = name.split("_", 1)
+    if not second:
+        return name
+    return f'<tspan x="{x:g}" dy="-0.5em">{first}</tspan><tspan x="{x:g}" dy="1.1em">{second[0]}</tspan>'
+
+
 def svg(graph: dict[str, set[str]], colours: tuple[str, str, str, str]) -> str:
     """The picture; `colours`: of the ground, text, boxes and arrows."""
     ground, ink, box, arrow = colours
@@ -87,7 +95,7 @@ def svg(graph: dict[str, set[str]], colours: tuple[str, str, str, str]) -> str:
     width, height = (max(c[i] for c in centres.values()) + (WIDTH, HEIGHT)[i] / 2 + 1 for i in (0, 1))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img"'
-        ' font-family="sans-serif" font-size="13">',
+        ' font-family="sans-serif" font-size="14">',
         "<title>The stages, each an arrow away from what it reads</title>",
         f'<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{arrow}"/></marker>',
@@ -106,7 +114,7 @@ def svg(graph: dict[str, set[str]], colours: tuple[str, str, str, str]) -> str:
         lines.append(
             f'<rect x="{x - WIDTH / 2:g}" y="{y - HEIGHT / 2:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"'
             f' fill="{ground}" stroke="{box}" stroke-width="1.5"/>'
-            f'<text x="{x:g}" y="{y + 4:g}" text-anchor="middle" fill="{ink}">{name}</text>'
+            f'<text x="{x:g}" y="{y + 4:g}" text-anchor="middle" fill="{ink}">{words(name, x)}</text>'
         )
     return "\n".join([*lines, "</svg>"]) + "\n"
 
