@@ -79,8 +79,8 @@ def main() -> None:
         signal = (gradients.sum(0).square().sum().item() / (count - 1) - squares) / (count - 2)
         ratio = (squares - signal) / signal if signal > 0 else float("inf")
         print(
-            f"| {baseline} | {weight if baseline == 'value' else ''} | {samples} | {prompts} | {ratio:.2g} | {ratio * prompts:.3g} | {seconds:.1f} "
-            f"| {ratio * seconds:.3g} |",
+            f"| {baseline} | {weight if baseline == 'value' else ''} | {samples} | {prompts} | {ratio:.2g} "
+            f"| {ratio * prompts:.3g} | {seconds:.1f} | {ratio * seconds:.3g} |",
             flush=True,
         )
 
