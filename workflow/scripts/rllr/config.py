@@ -42,7 +42,7 @@ def load_yaml(path: Path | str) -> Any:
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice: the second would silently win."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[typing.Hashable, Any]:
         keys = [self.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:

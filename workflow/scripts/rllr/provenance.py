@@ -29,7 +29,7 @@ FIELD = 2  # marks a field of a class; ast has 1 for a plain name
 class _Deciding(ast.NodeTransformer):
     """Takes out of a syntax tree what only people read."""
 
-    def _body(self, node):
+    def _body(self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self.generic_visit(node)
         if node.body and isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant):
             node.body = node.body[1:]
@@ -37,39 +37,39 @@ class _Deciding(ast.NodeTransformer):
 
     visit_Module = _body
 
-    def visit_ClassDef(self, node):
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         for field in node.body:
             if isinstance(field, ast.AnnAssign):
                 field.simple = FIELD
         return self._body(node)
 
-    def visit_FunctionDef(self, node):
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         node.returns = None
         return self._body(node)
 
     visit_AsyncFunctionDef = visit_FunctionDef
 
-    def visit_arg(self, node):
+    def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)  # without its type
 
-    def visit_AnnAssign(self, node):
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign | ast.Assign | None:
         self.generic_visit(node)
         if node.simple == FIELD:
             return node  # by its type a value of a config is read
         return ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else None
 
-    def visit_If(self, node):
+    def visit_If(self, node: ast.If) -> ast.If | list[ast.stmt]:
         self.generic_visit(node)
         return node.orelse if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
-    def visit_Raise(self, node):
+    def visit_Raise(self, node: ast.Raise) -> ast.Raise:
         call = node.exc
         return ast.Raise(exc=call.func if isinstance(call, ast.Call) else call, cause=None)
 
-    def visit_ImportFrom(self, node):
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
         return None if node.module == STAMPS else node
 
-    def visit_Expr(self, node):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         call = node.value
         if isinstance(call, ast.Call):
             name = getattr(call.func, "attr", getattr(call.func, "id", None))
@@ -79,7 +79,7 @@ class _Deciding(ast.NodeTransformer):
                 return ast.Pass()
         return self.generic_visit(node)
 
-    def visit_Call(self, node):
+    def visit_Call(self, node: ast.Call) -> ast.Call:
         self.generic_visit(node)
         node.keywords = [k for k in node.keywords if k.arg not in LABELS]
         return node

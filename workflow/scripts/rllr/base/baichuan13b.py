@@ -6,11 +6,14 @@ flash attention has no place for it. Distances do not change with padding on the
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 
 
@@ -61,11 +64,18 @@ class Baichuan13BPreTrainedModel(LlamaPreTrainedModel):
 
 
 class Baichuan13BModel(Baichuan13BPreTrainedModel, LlamaModel):
-    def __init__(self, config: Baichuan13BConfig):
+    def __init__(self, config: Baichuan13BConfig) -> None:
         super().__init__(config)
         self.rotary_emb = NoRotation()
 
-    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None, **kwargs):
+    def forward(
+        self,
+        input_ids: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         queries = inputs.shape[1]
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -84,7 +94,7 @@ class Baichuan13BModel(Baichuan13BPreTrainedModel, LlamaModel):
 
 
 class Baichuan13BForCausalLM(Baichuan13BPreTrainedModel, LlamaForCausalLM):
-    def __init__(self, config: Baichuan13BConfig):
+    def __init__(self, config: Baichuan13BConfig) -> None:
         super().__init__(config)
         self.model = Baichuan13BModel(config)
         self.post_init()

@@ -8,10 +8,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rllr.base import shards
 from rllr.cli import UserError
 from rllr.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GlmConfig, LlamaConfig, PreTrainedConfig
+
+    from rllr.base.baichuan13b import Baichuan13BConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Family:
     added: tuple = ()  # special tokens that the publisher's code appends to the sentencepiece vocabulary, in order
 
 
-def expect(published: dict, **wanted) -> None:
+def expect(published: dict, **wanted: object) -> None:
     """Raise UserError if the published config differs from what the conversion rests on."""
     for key, value in wanted.items():
         if published.get(key, value) != value:
@@ -34,7 +41,7 @@ def expect(published: dict, **wanted) -> None:
 # --- Baichuan2 ---------------------------------------------------------------------------------------------------
 
 
-def baichuan2_llama(published: dict):
+def baichuan2_llama(published: dict) -> "LlamaConfig":
     from transformers import LlamaConfig
 
     if "max_position_embeddings" not in published:
@@ -42,7 +49,7 @@ def baichuan2_llama(published: dict):
     return LlamaConfig(**baichuan2_sizes(published, published["max_position_embeddings"]))
 
 
-def baichuan2_alibi(published: dict):
+def baichuan2_alibi(published: dict) -> "Baichuan13BConfig":
     from rllr.base.baichuan13b import Baichuan13BConfig
 
     if "max_position_embeddings" in published:
@@ -56,10 +63,10 @@ def baichuan2_sizes(published: dict, positions: int) -> dict:
     return {key: published[key] for key in (*keys, "rms_norm_eps")} | {"max_position_embeddings": positions}
 
 
-def split_rows(*names: str) -> Callable:
+def split_rows(*names: str) -> "Callable[[torch.Tensor, PreTrainedConfig], dict[str, torch.Tensor]]":
     """Split the rows of a fused projection into `names`, of `q`, `k`, `v` rows each."""
 
-    def split(tensor, config) -> dict:
+    def split(tensor: "torch.Tensor", config: "PreTrainedConfig") -> "dict[str, torch.Tensor]":
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
         if tensor.shape[0] != queries + 2 * keys:
@@ -69,7 +76,7 @@ def split_rows(*names: str) -> Callable:
     return split
 
 
-def normalised_head(tensor, config) -> dict:
+def normalised_head(tensor: "torch.Tensor", config: "PreTrainedConfig") -> "dict[str, torch.Tensor]":
     """Baichuan2's output head scales each row to unit length at every call; here it is done once, in fp32.
 
     Stored in the checkpoint's dtype (bf16: the logits are off by 0.17% of their size). fp32 would be lost at once: a
@@ -100,7 +107,7 @@ BAICHUAN2_MARKERS = {"<reserved_106>": 195, "<reserved_107>": 196}
 # --- ChatGLM3 ----------------------------------------------------------------------------------------------------
 
 
-def chatglm3_glm(published: dict):
+def chatglm3_glm(published: dict) -> "GlmConfig":
     """Glm has what ChatGLM3 has: grouped queries with bias, half-rotary on interleaved pairs, gate and up in one."""
     from transformers import GlmConfig
 
@@ -156,7 +163,7 @@ FAMILIES = {
 }
 
 
-def renamed(family: Family, name: str, tensor, config) -> dict:
+def renamed(family: Family, name: str, tensor: "torch.Tensor", config: "PreTrainedConfig") -> "dict[str, torch.Tensor]":
     """{new name: tensor} of one published tensor; empty for what is computed rather than learnt.
 
     Raises:
@@ -198,7 +205,7 @@ def convert(family: Family, source: Path, folder: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: set[str] = set()
 
-    def checked(name: str, tensor) -> dict:
+    def checked(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         tensors = renamed(family, name, tensor, config)
         for new, value in tensors.items():
             if new not in expected:

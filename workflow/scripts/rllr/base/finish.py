@@ -1,12 +1,16 @@
 """What every base folder gets, wherever it came from: special tokens, chat template, and a last check."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rllr.base.published import stop_ids
 from rllr.cli import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-def choose_pad(tokenizer, wanted: str | None) -> str:
+
+def choose_pad(tokenizer: "PreTrainedTokenizerBase", wanted: str | None) -> str:
     """The pad token: the configured one, else the tokenizer's own, else its unknown token; never EOS.
 
     A sequence-classification head reads the score at the last token that is not pad: were pad and EOS the same
@@ -26,7 +30,7 @@ def choose_pad(tokenizer, wanted: str | None) -> str:
     )
 
 
-def prefix_every_text(tokenizer) -> None:
+def prefix_every_text(tokenizer: "PreTrainedTokenizerFast") -> None:
     """Let a sentencepiece-like tokenizer put its space before the text after a special token, too.
 
     The published engine tokenises each text between special tokens on its own: `<s>[INST]` is `<s>`, `▁[`, `INST`. A

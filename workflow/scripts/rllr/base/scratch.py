@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rllr.cli import UserError
 from rllr.files import read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # As in SmolLM2, so that both share one template: pad (and unknown), start of a turn, end of a turn.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -21,7 +25,7 @@ def texts(path: Path | str) -> Iterator[str]:
                 yield text
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int):
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     """A byte-level BPE tokenizer that splits digits one by one. Deterministic in the texts and their order."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

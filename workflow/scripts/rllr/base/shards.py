@@ -3,10 +3,13 @@
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rllr.cli import UserError, log
 from rllr.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import torch
 
 # File names of a checkpoint in the order of preference: one file, or an index that lists the shards.
 LAYOUTS = (
@@ -64,7 +67,7 @@ def tensors(path: Path) -> Iterator[tuple]:
         raise UserError(f"{path}: damaged weight file ({str(error).splitlines()[0]}); fetch it again") from None
 
 
-def rewrite(files: list[Path], folder: Path, convert: Callable[[str, object], dict]) -> None:
+def rewrite(files: list[Path], folder: Path, convert: "Callable[[str, torch.Tensor], dict[str, torch.Tensor]]") -> None:
     """Pass every tensor of `files` through `convert` and write the results as safetensors shards to `folder`.
 
     Inputs are mapped and an output shard is written as soon as it is full, so that memory holds about one of these.

@@ -1,13 +1,16 @@
 """Tokenizers: the one that a folder publishes, as a fast tokenizer of the generic class."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rllr.cli import UserError
 from rllr.files import read_json
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-def load(source: Path):
+
+def load(source: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a published folder.
 
     tokenizer.json is taken as it is: transformers 5 rebuilds some tokenizers (Llama's) from vocabulary and merges, and
@@ -36,7 +39,9 @@ def published_settings(source: Path) -> dict[str, str]:
     return {key: token["content"] if isinstance(token, dict) else token for key, token in named.items() if token}
 
 
-def from_sentencepiece(path: Path, special: dict[str, str], markers: dict[str, int] | None = None, added: tuple = ()):
+def from_sentencepiece(
+    path: Path, special: dict[str, str], markers: dict[str, int] | None = None, added: tuple[str, ...] = ()
+) -> "PreTrainedTokenizerFast":
     """A fast tokenizer with the ids and the segmentation of a sentencepiece model.
 
     Args:

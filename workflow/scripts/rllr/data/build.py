@@ -162,7 +162,7 @@ class Written:
 class Builder:
     """What the workers share: config, plan, spool and annotator. Forked, not sent."""
 
-    def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any, occurring: dict):
+    def __init__(self, config: DataConfig, rows: Rows, plan: Plan, spool: str, annotator: Any, occurring: dict) -> None:
         self.config, self.rows, self.plan, self.spool, self.annotator = config, rows, plan, spool, annotator
         self.weights = {
             name: score_weights(spec, occurring[name], config.label_pairs["min_distance"])

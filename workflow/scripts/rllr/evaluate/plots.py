@@ -2,9 +2,13 @@
 
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rllr.files import atomic_file
 from rllr.tasks import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Panels of the training curves: title -> keys drawn together. Only those that the log has are shown.
 PANELS = {
@@ -32,7 +36,7 @@ def smooth(values: list[float], weight: float = 0.9) -> list[float]:
     return result
 
 
-def save(figure, path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Write a figure as svg that is the same for the same data."""
     import matplotlib
     from matplotlib import pyplot as plt
@@ -42,7 +46,7 @@ def save(figure, path: Path) -> None:
     plt.close(figure)
 
 
-def panels(count: int, columns: int, width: float, height: float):
+def panels(count: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Any]]":
     """A figure of `count` panels, `columns` a line at most, each `width` x `height` inches: (figure, list of axes)."""
     import matplotlib
 

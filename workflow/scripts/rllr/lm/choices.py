@@ -28,7 +28,7 @@ def continuation_logprobs(
     known = known or read(model, prefixes, pad)
     cache, mask, positions = known.without_last()
 
-    def more(tokens: list[list[int]], **extra) -> torch.Tensor:
+    def more(tokens: list[list[int]], **extra: int | torch.Tensor) -> torch.Tensor:
         """Logits (rows, longest, V) of tokens behind what the cache holds."""
         nonlocal mask, positions
         ids, there = fill(tokens, pad, device)

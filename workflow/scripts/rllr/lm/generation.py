@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
 
 from rllr.cli import log
@@ -40,7 +41,9 @@ class RoomyLayer(DynamicLayer):
 
     BLOCK = 64
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append (B, heads, new tokens, D) keys and values; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -79,7 +82,9 @@ class FixedLayer(DynamicLayer):
         super().__init__()
         (self.keys, self.values), self.column, self.is_initialized = store, column, True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (B, heads, 1, D) keys and values; returns all L columns."""
         self.keys.index_copy_(2, self.column, key_states)
         self.values.index_copy_(2, self.column, value_states)
@@ -115,14 +120,14 @@ class Reading:
         return cache, self.mask[:, :-1], self.positions[:, -1:]
 
 
-def positions_for(model, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+def positions_for(model: PreTrainedModel, positions: torch.Tensor) -> dict[str, torch.Tensor]:
     """The argument for architectures that take positions; the others have them from the mask."""
     takes = "position_ids" in inspect.signature(models.without_peft(model).forward).parameters
     return {"position_ids": positions} if takes else {}
 
 
 @torch.no_grad()
-def read(model, prompts: list[list[int]], pad: int) -> Reading:
+def read(model: PreTrainedModel, prompts: list[list[int]], pad: int) -> Reading:
     """Read prompts (token ids) without answering them."""
     ids, mask = fill(prompts, pad, next(model.parameters()).device, left=True)
     positions, cache = (mask.cumsum(1) - 1).clamp(min=0), Cache(layer_class_to_replicate=RoomyLayer)
@@ -164,14 +169,14 @@ def choose(
     return tokens, logp.gather(1, tokens[:, None])[:, 0], -(probabilities * logp).sum(-1)
 
 
-def stop_ids(model, tokenizer) -> list[int]:
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response: EOS, and those of the base model's generation config (`<|user|>` of ChatGLM3)."""
     published = model.generation_config.eos_token_id
     listed = published if isinstance(published, list) else [] if published is None else [published]
     return list(dict.fromkeys([tokenizer.eos_token_id, *listed]))
 
 
-def decoded(tokenizer, responses: list[list[int]], stops: Collection[int]) -> list[str]:
+def decoded(tokenizer: PreTrainedTokenizerBase, responses: list[list[int]], stops: Collection[int]) -> list[str]:
     """The responses' texts, without special tokens and without the stop token, which need not be a special one."""
     ended = [response[:-1] if response and response[-1] in stops else response for response in responses]
     return tokenizer.batch_decode(ended, skip_special_tokens=True)
@@ -179,7 +184,7 @@ def decoded(tokenizer, responses: list[list[int]], stops: Collection[int]) -> li
 
 @torch.no_grad()
 def generate(
-    model,
+    model: PreTrainedModel,
     prompts: list[list[int]],
     stops: Collection[int],
     pad: int,
@@ -252,8 +257,8 @@ WARM = 3  # steps before one is captured
 
 
 def decode_fixed(
-    model, cache: Cache, mask: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor, ends: torch.Tensor,
-    max_new_tokens: int, uniforms: torch.Tensor | None, temperature: float, result: Generated,
+    model: PreTrainedModel, cache: Cache, mask: torch.Tensor, positions: torch.Tensor, logits: torch.Tensor,
+    ends: torch.Tensor, max_new_tokens: int, uniforms: torch.Tensor | None, temperature: float, result: Generated,
 ) -> None:  # fmt: skip
     """The steps of `generate` after B prompts are read, in shapes that stay, as a CUDA graph where there is a GPU.
 

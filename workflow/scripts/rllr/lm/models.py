@@ -1,12 +1,22 @@
 """Loading: tokenizer, backbone in the machine's precision, LoRA, reward heads."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rllr import gpus
 from rllr.base import register
 from rllr.cli import UserError, log
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -42,7 +52,7 @@ def check_weights(folder: Path | str) -> None:
         raise UserError(f"{folder}: no weights; expected model.safetensors or its shards")
 
 
-def load_tokenizer(folder: Path | str):
+def load_tokenizer(folder: Path | str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     check_weights(folder)
@@ -73,7 +83,14 @@ def choose_kernels() -> None:
             function(one)
 
 
-def load(auto_class, folder: Path | str, dtype: torch.dtype, attention: str, training: bool, **extra):
+def load(
+    auto_class: "type[AutoModelForCausalLM | AutoModelForSequenceClassification]",
+    folder: Path | str,
+    dtype: torch.dtype,
+    attention: str,
+    training: bool,
+    **extra: Any,
+) -> "PreTrainedModel":
     """`from_pretrained` on a local folder with a chosen attention implementation.
 
     Args:
@@ -98,7 +115,9 @@ def load(auto_class, folder: Path | str, dtype: torch.dtype, attention: str, tra
         raise UserError(f"attention: {attention} cannot be had for {folder}: {reason}; use auto") from None
 
 
-def load_causal(folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False):
+def load_causal(
+    folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False
+) -> "PreTrainedModel":
     """The frozen causal language model on the device, in `dtype`."""
     from transformers import AutoModelForCausalLM
 
@@ -114,7 +133,9 @@ class Fp32Head(torch.nn.Linear):
             return torch.nn.functional.linear(hidden.float(), self.weight.float())
 
 
-def load_scorer(folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False):
+def load_scorer(
+    folder: Path | str, dtype: torch.dtype, attention: str = "auto", training: bool = False
+) -> "PreTrainedModel":
     """The backbone with a one-output score head (`model.score`, fp32), in PEFT's SEQ_CLS layout."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -128,7 +149,7 @@ def load_scorer(folder: Path | str, dtype: torch.dtype, attention: str = "auto",
     return model
 
 
-def lora_config(lora: dict, task_type: str):
+def lora_config(lora: dict, task_type: str) -> "LoraConfig":
     from peft import LoraConfig
 
     return LoraConfig(
@@ -141,12 +162,12 @@ def lora_config(lora: dict, task_type: str):
     )
 
 
-def without_peft(model):
+def without_peft(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     """The transformers model inside PEFT's wrapper, or the model itself where there is none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def cast_weights_not_activations(model) -> None:
+def cast_weights_not_activations(model: torch.nn.Module) -> None:
     """Keep PEFT from casting every activation up to LoRA's fp32; under `autocast` the small weights go down instead.
 
     Up to 40% of a forward pass on a CPU. Without autocast (fp32) both dtypes are the same and nothing changes.
@@ -158,7 +179,14 @@ def cast_weights_not_activations(model) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def sdpa_in_fp32(module, query, key, value, attention_mask, **options):
+def sdpa_in_fp32(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' sdpa attention computed in fp32: (B, heads, T, D) in, (B, T, heads, D) in the values' dtype out."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -169,7 +197,7 @@ def sdpa_in_fp32(module, query, key, value, attention_mask, **options):
     return output.to(value.dtype), None
 
 
-def keep_stream_in_fp32(model) -> None:
+def keep_stream_in_fp32(model: "PreTrainedModel") -> None:
     """Keep a bf16 model's residual stream and attention in fp32: a row's answer then hardly depends on its neighbours.
 
     On a CPU PyTorch's kernels add up in another order for another number of rows and for padding. In bf16 the
@@ -185,7 +213,9 @@ def keep_stream_in_fp32(model) -> None:
     model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.float())
 
 
-def load_adapter(folder: Path | str, adapter: Path | str | None, dtype: torch.dtype, attention: str = "auto"):
+def load_adapter(
+    folder: Path | str, adapter: Path | str | None, dtype: torch.dtype, attention: str = "auto"
+) -> "PreTrainedModel | PeftModel":
     """A causal model with a trained adapter merged into its weights, for generation."""
     from peft import PeftModel
 
@@ -202,7 +232,7 @@ def load_adapter(folder: Path | str, adapter: Path | str | None, dtype: torch.dt
     return model.eval()
 
 
-def describe(model, dtype: torch.dtype) -> None:
+def describe(model: "PreTrainedModel | PeftModel", dtype: torch.dtype) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     log(

@@ -6,6 +6,7 @@ rationales begin with what they claim, that is the label. The second starts from
 pairs, and is not distracted by what else the response says.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def load_reward(base: Path | str, adapter: Path | str, dtype: torch.dtype, atten
 
 @torch.no_grad()
 def in_batches(
-    function, model, tokenizer, prompts: list[list[int]], responses: list[list[int]], batch_size: int, dtype,
-    progress: str = "",
+    function: Callable[[Packed], torch.Tensor], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]], responses: list[list[int]], batch_size: int, dtype: torch.dtype, progress: str = "",
 ) -> list[float]:  # fmt: skip
     """`function(Packed) -> (N,)` over any number of responses to prompts (token ids), `batch_size` side by side.
 

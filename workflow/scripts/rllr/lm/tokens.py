@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rllr.cli import UserError, log
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 # Marks in a rendered prompt, removed before it is tokenised. Lone surrogates: no UTF-8 text holds one.
@@ -30,7 +31,7 @@ class Controls:
     They are the special tokens and the added ones that occur in the template.
     """
 
-    def __init__(self, tokenizer) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer, self.added = tokenizer, tokenizer.added_tokens_decoder
         template = str(tokenizer.chat_template)
         # White space is a token of some tokenizers and stands in every template.
@@ -52,7 +53,7 @@ class Controls:
         return self.anywhere.sub(PLAIN, valid(text))
 
     @cached_property
-    def twin(self):
+    def twin(self) -> "tuple[Tokenizer, dict[int | None, int]]":
         """A tokenizer with other names for the control tokens, and {its id of an added token: the tokenizer's}.
 
         It differs in nothing else, so that white space, prefixes and merges around a control token are the

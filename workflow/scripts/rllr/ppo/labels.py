@@ -7,6 +7,7 @@ gradient is computed instead of estimated from samples, whose noise is what RL o
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
 from rllr.lm.claims import claim_ends
@@ -40,7 +41,12 @@ class LabelChoices:
 
     @classmethod
     def of(
-        cls, claims: dict[str, dict[str, str]], tokenizer, source: Rewards, backbone: Backbone, normalised: bool
+        cls,
+        claims: dict[str, dict[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        source: Rewards,
+        backbone: Backbone,
+        normalised: bool,
     ) -> "LabelChoices":
         texts = {claim for by_label in claims.values() for claim in by_label.values()}
         ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts}

@@ -30,7 +30,9 @@ class PredictConfig:
     votes: int
 
 
-def describe(path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict], **found) -> None:
+def describe(
+    path: Path, paths: dict[str, Path | None], tasks: dict[str, Task], rows: list[dict], **found: object
+) -> None:
     """Write model.json: what the method is made of (paths relative to its folder), its tasks and their instructions.
 
     Args:

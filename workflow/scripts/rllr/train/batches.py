@@ -1,10 +1,13 @@
 """What trl's trainers share: every row once an epoch, whatever the number of processes; logits where needed."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class OptimiserBatches(BatchRebalanceSampler):
@@ -16,13 +19,15 @@ class OptimiserBatches(BatchRebalanceSampler):
         lengths: tokens of each row of the dataset; the last row is the blank one.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, accumulation: int, processes: int, rank: int, seed: int):
+    def __init__(
+        self, lengths: list[int], batch_size: int, accumulation: int, processes: int, rank: int, seed: int
+    ) -> None:
         rows = len(lengths) - 1
         super().__init__(lengths[:-1], batch_size, processes, accumulation, seed=seed, rank=rank, drop_last=False)
         self.lengths = lengths
         self.rows = rows
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.rows, generator=generator).tolist()
         groups = self.dp_size * self.grad_accum
@@ -44,7 +49,7 @@ class EveryRowOnce:
     accelerator: Any
     items: Callable[[dict], Any]
 
-    def _get_train_sampler(self, train_dataset=None) -> OptimiserBatches:
+    def _get_train_sampler(self, train_dataset: "Dataset | None" = None) -> OptimiserBatches:
         args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
         self.batches = OptimiserBatches(
             dataset["length"],
@@ -56,14 +61,16 @@ class EveryRowOnce:
         )
         return self.batches
 
-    def _run_epoch(self, *args, epoch, **kwargs):
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         self.batches.set_epoch(epoch)  # resuming within an epoch, accelerate's wrappers do not pass it on
         return super()._run_epoch(*args, epoch=epoch, **kwargs)  # type: ignore[misc]  # the trainer's
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))
 
-    def logits_at(self, model, inputs: dict, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def logits_at(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], rows: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
         """(N, V) logits of a causal model at N positions: unembedding the prompts, too, is half of a step's time.
 
         Other hidden states are dropped on the way to the output layer, so that the call still goes through whatever

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,10 @@ from rllr.files import stage_lock
 from rllr.lm import budget, duration, fitting, models
 from rllr.lm.tokens import Encoder
 from rllr.train.trainer import TrainingConfig, train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
 
 
 def encode(rows: list[dict], encoder: Encoder) -> list[dict]:
@@ -58,7 +63,7 @@ class PairsStage:
     encoded: list[dict]
     folder: Path
 
-    def dataset(self):
+    def dataset(self) -> "Dataset":
         """The pairs, and a blank one to fill up batches."""
         from datasets import Dataset
 
@@ -66,7 +71,7 @@ class PairsStage:
         more = {key: value for key, value in self.encoded[0].items() if key not in last}
         return Dataset.from_list([*self.encoded, last | more])
 
-    def train(self, out: Path, build: Callable[[dict], object]):
+    def train(self, out: Path, build: Callable[[dict], "Trainer"]) -> "Trainer":
         """The trainer that `build` makes of its arguments, at the end of training; see `train`."""
         return train(self.config, len(self.encoded), self.folder, out, self.dtype, build)
 

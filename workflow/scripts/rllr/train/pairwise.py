@@ -47,7 +47,7 @@ def pairwise_loss(scores: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor
     return (losses * span).sum(1) / span.sum(1).clamp(min=1)
 
 
-def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **arguments):
+def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **arguments: Any) -> "trl.RewardTrainer":
     """trl's RewardTrainer with the recipe's loss over tokens instead of over the last score alone.
 
     The two sides of a pair share their prompt in one pass, where the architecture allows it.
@@ -60,10 +60,16 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
         return {**batch.inputs(), **{name: getattr(batch, name) for name in ("group", "places", "tokens", "kept")}}
 
     class PairTrainer(EveryRowOnce, trl.RewardTrainer):
-        def items(self, batch) -> torch.Tensor:
+        def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self,
+            model: torch.nn.Module,
+            inputs: dict[str, torch.Tensor],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> torch.Tensor:
             group, places, tokens, kept = (inputs.pop(name) for name in ("group", "places", "tokens", "kept"))
             model(**inputs, use_cache=False)
             scores = captured["scores"].squeeze(-1)[group, places]
@@ -158,7 +164,7 @@ def train_reward_model(
         sensitive = REWARD_MODELS[config.stage].label_sensitive  # else both sides make the same claim
         claims = config.score == "claim" and sensitive and tell_by_claims(rows, tasks)
 
-        def build(arguments: dict):
+        def build(arguments: dict) -> "trl.DPOTrainer | trl.RewardTrainer":
             if claims:
                 return preference.trainer_of(stage, arguments, claims=True)
             return make_trainer(

@@ -7,6 +7,7 @@ claims has neither beta nor reference: its ratio is the likelihood of the claim 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
@@ -19,6 +20,9 @@ from rllr.lm.packing import Packed, describe_sharing, shares_prompts
 from rllr.train.batches import EveryRowOnce
 from rllr.train.pairs import PairsStage, both_sides, differing, pairs_stage
 from rllr.train.trainer import PreferenceConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def preference_loss(
@@ -50,7 +54,9 @@ def add_reference(
         row["reference"] = list(reference)
 
 
-def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: float, sft_weight: float, **arguments):
+def make_trainer(
+    model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: float, sft_weight: float, **arguments: Any
+) -> "trl.DPOTrainer":
     """trl's DPOTrainer on batches in which both sides share their prompt, against references computed beforehand."""
     shared = shares_prompts(model)
     describe_sharing(shared, "sides of a pair")
@@ -62,13 +68,19 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: flo
         return {**batch.inputs(), **own, "reference": reference}
 
     class PreferenceTrainer(EveryRowOnce, trl.DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
+        def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
             return dataset  # token ids already
 
-        def items(self, batch) -> torch.Tensor:
+        def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self,
+            model: torch.nn.Module,
+            inputs: dict[str, torch.Tensor],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> torch.Tensor:
             names = ("group", "predicts", "tokens", "kept", "reference")
             group, predicts, tokens, kept, reference = (inputs.pop(name) for name in names)
             logits = self.logits_at(model, inputs, group.expand_as(kept)[kept], predicts[kept]).float()
@@ -84,7 +96,9 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, beta: flo
     return PreferenceTrainer(model=model, data_collator=collate, **arguments)
 
 
-def trainer_of(stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight: float = 0.0, claims=False):
+def trainer_of(
+    stage: PairsStage, arguments: dict, beta: float = 1.0, sft_weight: float = 0.0, claims: bool = False
+) -> "trl.DPOTrainer":
     """A trainer on the stage's pairs, with the merged model's log-likelihoods computed once, beforehand.
 
     Args:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -14,6 +15,9 @@ from rllr.lm.padding import fill
 from rllr.lm.tokens import IGNORED, Encoder
 from rllr.train.batches import EveryRowOnce
 from rllr.train.trainer import SupervisedConfig, train
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
 
 
 def encode(rows: list[dict], encoder: Encoder, label_weight: float = 1.0, quote_weight: float = 1.0) -> list[dict]:
@@ -73,15 +77,21 @@ def collate(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
     }
 
 
-def make_trainer(**arguments):
+def make_trainer(**arguments: Any) -> "SFTTrainer":
     """trl's SFTTrainer with a weight for each token, and logits at response tokens only."""
     from trl import SFTTrainer
 
     class ResponseTrainer(EveryRowOnce, SFTTrainer):
-        def items(self, batch) -> torch.Tensor:
+        def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return (batch["weights"][:, 1:] * (batch["labels"][:, 1:] != IGNORED)).sum()
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        def compute_loss(
+            self,
+            model: torch.nn.Module,
+            inputs: dict[str, torch.Tensor],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> torch.Tensor:
             labels, weights = inputs.pop("labels"), inputs.pop("weights")
             rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             logits = self.logits_at(model, inputs, rows, places).float()
@@ -117,7 +127,7 @@ def fine_tune(config: SupervisedConfig, config_file: Path, base: Path, data: Pat
         inputs = [config_file, base, data]
         checkpoints.prepare(folder, inputs)
 
-        def build(arguments: dict):
+        def build(arguments: dict) -> "SFTTrainer":
             return make_trainer(
                 model=models.load_causal(base, dtype, config.attention, training=True),
                 args=SFTConfig(**arguments, remove_unused_columns=False),

@@ -16,7 +16,7 @@ from rllr.tracking import Board
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 
 @dataclass
@@ -163,16 +163,22 @@ def run(trainer: "Trainer", folder: Path, out: Path) -> None:
     class Keeper(TrainerCallback):
         """Seals each checkpoint and keeps the log on disk as it grows."""
 
-        def on_step_begin(self, args, state, control, **kwargs):
+        def on_step_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             self.scale = scaler and scaler.get_scale()
 
-        def on_save(self, args, state, control, **kwargs):
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             ranks.barrier()  # every process has a file of its own in the checkpoint
             if state.is_world_process_zero:
                 checkpoints.seal(folder / f"checkpoint-{state.global_step}")
                 checkpoints.rotate(folder)
 
-        def on_log(self, args, state, control, **kwargs):
+        def on_log(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+        ) -> None:
             line = state.log_history[-1]
             if scaler and "loss" in line:  # accelerate does not know of the steps that a fused optimiser leaves out
                 scale = scaler.get_scale()

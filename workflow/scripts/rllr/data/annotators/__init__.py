@@ -9,7 +9,7 @@ The interface is two functions of an object:
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Ask(NamedTuple):
@@ -24,7 +24,7 @@ class Ask(NamedTuple):
     variant: int = 0  # a second rationale for the same row and label has another number
 
 
-def make_annotator(name: str, settings: dict, specs: dict, cache: Path):
+def make_annotator(name: str, settings: dict, specs: dict, cache: Path) -> Any:
     """The annotator a data config names. `cache` is a file in which it may keep what it paid for."""
     match name:
         case "cue":

@@ -100,7 +100,7 @@ class CueAnnotator:
         min_count: int = 2,
         max_share: float = 0.3,
         folds: int = FOLDS,
-    ):
+    ) -> None:
         self.specs, self.cited, self.min_count, self.max_share, self.folds = specs, cited, min_count, max_share, folds
         self.classes = {name: {c: i for i, c in enumerate(spec.claims)} for name, spec in specs.items()}
         self.index: dict[str, dict[str, int]] = {}  # task -> cue -> row of the table

@@ -70,7 +70,7 @@ class EndpointAnnotator:
     learns = False
     parallel = False  # it waits for a server; threads do
 
-    def __init__(self, specs: dict[str, TaskSpec], settings: dict):
+    def __init__(self, specs: dict[str, TaskSpec], settings: dict) -> None:
         import openai
 
         self.specs, self.settings = specs, Settings(**settings)

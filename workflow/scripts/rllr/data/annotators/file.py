@@ -18,7 +18,7 @@ class FileAnnotator:
     learns = False
     parallel = True
 
-    def __init__(self, specs: dict[str, TaskSpec], path: str):
+    def __init__(self, specs: dict[str, TaskSpec], path: str) -> None:
         self.path = path
         self.rationales: dict[tuple[str, str], list[str]] = defaultdict(list)
         for number, row in read_jsonl(path):
