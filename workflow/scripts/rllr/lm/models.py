@@ -216,7 +216,10 @@ def keep_stream_in_fp32(model: "PreTrainedModel") -> None:
 def load_adapter(
     folder: Path | str, adapter: Path | str | None, dtype: torch.dtype, attention: str = "auto"
 ) -> "PreTrainedModel | PeftModel":
-    """A causal model with a trained adapter merged into its weights, for generation."""
+    """A causal model with a trained adapter, for generation.
+
+    In fp32 it is merged into the weights; in 16 bits it stays beside them, which would round small updates away.
+    """
     from peft import PeftModel
 
     model = load_causal(folder, dtype, attention)
