@@ -183,14 +183,18 @@ def test_samples_depend_on_seed_and_prompt_alone(merged, reward_folders):
     assert len(draws) == 8
 
 
-def test_samples_follow_the_models_distribution(merged, reward_folders):
-    from rllr.lm.generation import draw
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_samples_follow_the_models_distribution(temperature):
+    from rllr.lm.generation import choose
 
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0)) * 2
     numbers = torch.rand(20000, generator=torch.Generator().manual_seed(1))
-    tokens = draw(logits.expand(20000, -1), numbers)
+    tokens, logprobs, entropies = choose(logits.expand(20000, -1), numbers, temperature)
     found = torch.bincount(tokens, minlength=12) / 20000
-    assert torch.allclose(found, logits.softmax(-1)[0].to(found), atol=0.015)
+    expected = (logits[0].double() / temperature).softmax(-1)
+    assert torch.allclose(found, expected.to(found), atol=0.015)
+    assert torch.allclose(logprobs.double(), expected.log()[tokens], atol=1e-5)
+    assert entropies[0].item() == pytest.approx(-(expected * expected.log()).sum().item(), abs=1e-5)
 
 
 def test_first_step_has_ratio_one_and_no_kl(merged, reward_folders, tokenizer, demo_tasks):

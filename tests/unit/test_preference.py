@@ -70,6 +70,23 @@ def test_engine_and_evaluation_score_claims_alike(merged, tokenizer, claim_folde
         assert score == pytest.approx(expected, abs=1e-4)
 
 
+def test_rollouts_are_scored_by_their_claims_alone(merged, claim_folder, tokenizer, demo_tasks):
+    folders, rewarded = {"rm_rllr": claim_folder}, Rewards("rm_rllr", None, None)
+    trainer = make_trainer(merged, folders, tokenizer, demo_tasks, rewarded, policy_std=0.3, rollout_batch_size=3)
+    rollout = trainer.roll_out(rows(4), PROMPTS[:4], 0, list(range(4)))
+    for response, text in zip(rollout.responses, ["a, b, c\n", "no end", "Good\nLabel: x", ","]):
+        response[:] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    packed = []
+    pack = trainer.backbone.pack
+    trainer.backbone.pack = lambda *given: packed.append(pack(*given)) or packed[-1]
+    _, raw, _ = trainer.score(rollout)
+    reward = rewards.load_reward(merged, claim_folder, torch.float32)
+    expected = rewards.scores(reward, tokenizer, rollout.prompts, rollout.responses, 4, torch.float32)
+    assert raw["label"].tolist() == pytest.approx(expected, abs=1e-4)
+    claims = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a,", "no end", "Good\n", ",")]
+    assert sum(batch.kept.sum().item() for batch in packed) == sum(claims)  # nothing else was computed
+
+
 def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, tokenizer, demo_tasks):
     tasks = {"movie_reviews": demo_tasks["movie_reviews"]}
     own = {"baseline": "all_labels", "kl_beta": 0.3, "micro_batch_size": 4}

@@ -46,7 +46,8 @@ def log_likelihood(
     """
     rows = batch.group.expand_as(batch.kept)[batch.kept]
     logits = unembed(hidden[rows, batch.predicts[batch.kept]])
-    losses = F.cross_entropy(logits.float() / temperature, batch.tokens[batch.kept], reduction="none")
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
+    losses = F.cross_entropy(logits, batch.tokens[batch.kept], reduction="none")
     return torch.zeros(batch.kept.shape, device=hidden.device).masked_scatter(batch.kept, -losses)
 
 
