@@ -493,10 +493,11 @@ def recipes():
 
 @pytest.mark.parametrize("row", recipes(), ids=lambda row: f"{row['model']}-{row['stage']}")
 def test_model_files_hold_the_published_values(row):
-    from rllr.config import load_yaml, stage_config
+    from rllr.config import check_model, load_yaml, stage_config
 
     path = ROOT / "config" / "models" / f"{row['model']}.yaml"
     model, stage = load_yaml(path), STAGES[row["stage"]]
+    check_model(model, str(path))
     found = stage_config(load_yaml(ROOT / "config" / "stages.yaml"), model, stage, 1, str(path))
     assert found["gradient_checkpointing"] == "auto"
     if row["published"] == "no":
