@@ -46,7 +46,7 @@ def rl(config: dict, prompts: int, validation: int, prompt: float, rewards: int,
     responses = -(-config["batch_size"] // processes) * config["samples_per_prompt"]
     side_by_side = config["rollout_batch_size"]
     rollouts = iterations * -(-responses // side_by_side)
-    validations = iterations // (config["validate_iterations"] or iterations) + 1
+    validations = iterations // (config["validate_iterations"] or iterations or 1) + 1
     rollouts += validations * -(-validation // side_by_side)
     functions = 2 if config["baseline"] == "value" else 1  # policy and value function
     return Work(
