@@ -150,9 +150,8 @@ def stages(work: Path, shape: str, small: bool, precision: str) -> Iterator[dict
     ]
     answered = [{**row, "output": said[i % 2]} for i, row in enumerate(rows)]
     pairs = [{**row, "output": said[:: 1 if i % 2 == 0 else -1]} for i, row in enumerate(rows)]
-    same = [
-        {**row, "output": [row["output"], f"Well. {row['output']}"]} for row in answered
-    ]  # two rationales, one label
+    # Two rationales, one label.
+    same = [{**row, "output": [row["output"], f"Well. {row['output']}"]} for row in answered]
     write_jsonl(folder / "answers.jsonl", [{"id": row["id"], "answer": row["output"]} for row in answered])
     write_json(data / "tasks.json", {"films": TASK})
     for name, content in (

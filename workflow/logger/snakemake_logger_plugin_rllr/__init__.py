@@ -102,7 +102,7 @@ class Job:
         if "samples/s" not in numbers and re.fullmatch(r"[\d.]+", rate) and float(rate):
             steps = float(rate) if unit.startswith("it/s") else 1 / float(rate)
             numbers["samples/s"] = steps * (self.batch_size() if trains else 1)
-        tokens = self.tokens(numbers.pop("length", None)) if trains and "samples/s" in numbers else None
+        tokens = self.tokens(numbers.get("length")) if trains and "samples/s" in numbers else None
         if tokens:
             numbers["tokens/s"] = round(tokens * numbers["samples/s"])
         parts = [f"{what + ' ' if what and not trains else ''}{done}/{total}"]
@@ -111,8 +111,7 @@ class Job:
 
     def outcome(self) -> str:
         minutes, seconds = divmod(round(time.time() - self.began), 60)
-        numbers = {name: value for name, value in self.numbers().items() if name != "length"}
-        return ", ".join([f"{minutes}:{seconds:02d}", *shown(numbers)])
+        return ", ".join([f"{minutes}:{seconds:02d}", *shown(self.numbers())])
 
     def error(self) -> str:
         """The line that says what went wrong: the program's own, else an exception's."""
@@ -122,7 +121,8 @@ class Job:
 
 
 def shown(numbers: dict[str, float]) -> list[str]:
-    return [f"{value:.3g} {name}" if name in SPEEDS else f"{name} {value:.3g}" for name, value in numbers.items()]
+    told = {name: value for name, value in numbers.items() if name != "length"}  # a part of the speed
+    return [f"{value:.3g} {name}" if name in SPEEDS else f"{name} {value:.3g}" for name, value in told.items()]
 
 
 class LogHandler(LogHandlerBase):

@@ -42,6 +42,11 @@ def claim_of(response: list[int], ends: torch.Tensor) -> list[int]:
     return response[: last + 1]
 
 
+def scored_part(responses: list[list[int]], ends: torch.Tensor | None) -> list[list[int]]:
+    """What a reward model reads of responses: their claims, or with `ends` None, for one with a head, all of them."""
+    return responses if ends is None else [claim_of(response, ends) for response in responses]
+
+
 def claims_by_label(said: Iterable[tuple[str, str]], tasks: dict[str, Task]) -> dict[str, dict[str, str]]:
     """task -> label -> the claim that rationales for it begin with; only tasks whose claims tell the labels apart.
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rllr.cli import UserError
 from rllr.files import read_json
 from rllr.lm import fitting, models
-from rllr.lm.claims import claim_ends, claim_of, claim_part
+from rllr.lm.claims import claim_ends, claim_part, scored_part
 from rllr.lm.packing import Packed, by_size, shares_prompts
 
 SCORE = "score.json"  # beside an adapter: {"score": "claim"}; without it the adapter has a head
@@ -126,6 +126,5 @@ def scores(
     batch_size: int, dtype: torch.dtype, progress: str = "",
 ) -> list[float]:  # fmt: skip
     """The reward of each response to its prompt."""
-    if reward.ends is not None:
-        responses = [claim_of(response, reward.ends) for response in responses]
-    return in_batches(reward, reward.model, tokenizer, prompts, responses, batch_size, dtype, progress)
+    read = scored_part(responses, reward.ends)
+    return in_batches(reward, reward.model, tokenizer, prompts, read, batch_size, dtype, progress)

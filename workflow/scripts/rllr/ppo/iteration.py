@@ -21,7 +21,7 @@ from rllr import ranks
 from rllr.cli import UserError
 from rllr.config import BoolOrAuto, IntOrAuto, shares
 from rllr.lm import budget, fitting
-from rllr.lm.claims import claim_of, claim_part
+from rllr.lm.claims import claim_part, scored_part
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
 from rllr.lm.sampling import uniforms
@@ -190,9 +190,8 @@ class Trainer:
                 scale: Any = self.rewards.threshold if self.rewards.rationale else 1.0
                 raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
             elif role:
-                ends = self.backbone.claims.get(role)  # what comes after a claim does not count
-                said = [claim_of(r, ends) for r in rollout.responses] if ends is not None else rollout.responses
-                raw[kind] = self.forward(replace(rollout, responses=said), partial(self.backbone.scores, role))
+                read = replace(rollout, responses=scored_part(rollout.responses, self.backbone.claims.get(role)))
+                raw[kind] = self.forward(read, partial(self.backbone.scores, role))
         for kind, rewards in raw.items():
             for row, reward in zip(rollout.rows, rewards.tolist()):
                 if not math.isfinite(reward):

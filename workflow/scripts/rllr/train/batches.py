@@ -39,8 +39,9 @@ class OptimiserBatches(BatchRebalanceSampler):
 class EveryRowOnce:
     """Mixin for a trl trainer: `OptimiserBatches`, and a loss normalised over the whole optimiser batch.
 
-    `compute_loss` returns a sum divided by `num_items_in_batch`, which counts over all processes, times the number of
-    processes, because DDP averages gradients. `items(batch)` is what a micro-batch adds to that number.
+    The loss is a trainer's `loss_sum(model, inputs)` divided by `num_items_in_batch`, which counts over all processes,
+    times the number of processes, because DDP averages gradients. `items(batch)` is what a micro-batch adds to that
+    number.
     """
 
     loss_is_scaled_for_ga = True
@@ -48,6 +49,7 @@ class EveryRowOnce:
     train_dataset: Any
     accelerator: Any
     items: Callable[[dict], Any]
+    loss_sum: Callable[[torch.nn.Module, dict], torch.Tensor]
 
     def _get_train_sampler(self, train_dataset: "Dataset | None" = None) -> OptimiserBatches:
         args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
@@ -64,6 +66,15 @@ class EveryRowOnce:
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         self.batches.set_epoch(epoch)  # resuming within an epoch, accelerate's wrappers do not pass it on
         return super()._run_epoch(*args, epoch=epoch, **kwargs)  # type: ignore[misc]  # the trainer's
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        return self.loss_sum(model, inputs) / num_items_in_batch * self.accelerator.num_processes
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         return self.accelerator.reduce(sum(self.items(batch) for batch in batch_samples).to(device))

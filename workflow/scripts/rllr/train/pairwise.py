@@ -63,13 +63,7 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
         def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
-        def compute_loss(
-            self,
-            model: torch.nn.Module,
-            inputs: dict[str, torch.Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> torch.Tensor:
+        def loss_sum(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             group, places, tokens, kept = (inputs.pop(name) for name in ("group", "places", "tokens", "kept"))
             model(**inputs, use_cache=False)
             scores = captured["scores"].squeeze(-1)[group, places]
@@ -80,8 +74,7 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
             ).tolist()
             if pairs:
                 self._metrics["train"]["pair_accuracy"].append(right / pairs)
-            losses = pairwise_loss(scores, tokens, kept)
-            return losses.sum() / num_items_in_batch * self.accelerator.num_processes
+            return pairwise_loss(scores, tokens, kept).sum()
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
     # the call still goes through whatever wraps the model (DDP).

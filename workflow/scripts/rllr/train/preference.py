@@ -74,13 +74,10 @@ def make_trainer(
         def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return differing(batch["tokens"], batch["kept"]).any(1).sum()
 
-        def compute_loss(
-            self,
-            model: torch.nn.Module,
-            inputs: dict[str, torch.Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> torch.Tensor:
+        def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+            return super()._get_num_items_in_batch(batch_samples, device).clamp(min=1)  # claims may all be the same
+
+        def loss_sum(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             names = ("group", "predicts", "tokens", "kept", "reference")
             group, predicts, tokens, kept, reference = (inputs.pop(name) for name in names)
             logits = self.logits_at(model, inputs, group.expand_as(kept)[kept], predicts[kept]).float()
@@ -90,8 +87,7 @@ def make_trainer(
             ratio = (logprobs.sum(1) - reference).detach()
             right = ((ratio[::2] > ratio[1::2]) & real).sum() / real.sum().clamp(min=1)
             self._metrics["train"]["pair_accuracy"].append(right.item())
-            losses = preference_loss(logprobs, reference, kept, beta, sft_weight) * real
-            return losses.sum() / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+            return (preference_loss(logprobs, reference, kept, beta, sft_weight) * real).sum()
 
     return PreferenceTrainer(model=model, data_collator=collate, **arguments)
 

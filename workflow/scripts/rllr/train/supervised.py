@@ -85,19 +85,12 @@ def make_trainer(**arguments: Any) -> "SFTTrainer":
         def items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
             return (batch["weights"][:, 1:] * (batch["labels"][:, 1:] != IGNORED)).sum()
 
-        def compute_loss(
-            self,
-            model: torch.nn.Module,
-            inputs: dict[str, torch.Tensor],
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> torch.Tensor:
+        def loss_sum(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
             labels, weights = inputs.pop("labels"), inputs.pop("weights")
             rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
             logits = self.logits_at(model, inputs, rows, places).float()
             losses = F.cross_entropy(logits, labels[rows, places + 1], reduction="none")
-            loss = (losses * weights[rows, places + 1]).sum() / num_items_in_batch
-            return loss * self.accelerator.num_processes
+            return (losses * weights[rows, places + 1]).sum()
 
     pad = arguments["processing_class"].pad_token_id
     arguments["data_collator"] = lambda rows: collate(rows, pad)
