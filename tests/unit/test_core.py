@@ -493,6 +493,25 @@ def test_the_attention_implementation_is_chosen_by_its_key(merged):
         models.load_causal(merged, torch.float32, "flash_attention_2")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a choice for CPUs")
+def test_bf16_training_on_a_cpu_attends_otherwise_without_gradients(merged):
+    from rllr.lm import models
+
+    ids, found = torch.arange(3, 12)[None], {}
+    for precision, attention in (("bf16", "auto"), ("bf16", "sdpa"), ("fp32", "auto")):
+        model = models.load_causal(merged, models.DTYPES[precision], attention, training=True)
+        logits = []
+        for gradients in (True, False, True):
+            with torch.set_grad_enabled(gradients):
+                logits.append(model(input_ids=ids).logits)
+            found[precision, attention, gradients] = model.config._attn_implementation
+        assert torch.equal(logits[0], logits[2])
+        distance = (logits[0] - logits[1]).float().norm() / logits[0].float().norm()
+        assert distance < (0.02 if precision == "bf16" else 1e-6)
+    assert [key for key, implementation in found.items() if implementation != "sdpa"] == [("bf16", "auto", True)]
+    assert found["bf16", "auto", True] == "eager"
+
+
 # Decoding
 
 

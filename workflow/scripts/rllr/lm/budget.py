@@ -281,8 +281,9 @@ def as_run(config: dict, section: str) -> dict:
     from rllr.lm import models
 
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    attention = models.attention_for(config["attention"], training=section != "predict")
-    return {**config, "precision": names[models.dtype_of(config["precision"])], "attention": attention}
+    dtype = models.dtype_of(config["precision"])
+    attention = models.attention_for(config["attention"], dtype, training=section != "predict")
+    return {**config, "precision": names[dtype], "attention": attention}
 
 
 def check(base: Path, config: dict, section: str, work: duration.Work, out: Path, rewards: int = 0) -> float | None:

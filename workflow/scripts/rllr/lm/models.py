@@ -62,13 +62,29 @@ def load_tokenizer(folder: Path | str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def attention_for(attention: str, training: bool) -> str:
-    """The attention implementation to ask for; `auto`: transformers' choice.
+def attention_for(attention: str, dtype: torch.dtype, training: bool) -> str:
+    """The attention implementation of passes with gradients (`training`) or without; `auto`: transformers' choice.
 
-    With gradients on a CPU `auto` is eager: the backward pass of PyTorch's sdpa there takes a third of a step (8 rows
-    of 80 tokens, SmolLM2-135M, bf16: 1.31 s, eager 0.95).
+    With gradients `auto` is eager in bf16 on a CPU, where PyTorch's sdpa takes up to 1.4 times as long over a step
+    (benchmarks/shared.py); in fp32 sdpa is the faster one.
     """
-    return "eager" if attention == "auto" and training and device().type == "cpu" else attention
+    slow = training and dtype == torch.bfloat16 and device().type == "cpu"
+    return "eager" if attention == "auto" and slow else attention
+
+
+def change_attention_with_gradients(model: "PreTrainedModel", with_gradients: str) -> None:
+    """Attend by one implementation in passes with gradients, by that of the model now in those without.
+
+    A rollout with sdpa takes three quarters of its time with eager attention (16 rows, SmolLM2-135M, bf16, one core).
+    """
+    without = model.config._attn_implementation
+
+    def choose(*_: Any) -> None:
+        wanted = with_gradients if torch.is_grad_enabled() else without
+        if model.config._attn_implementation != wanted:  # setting it goes through all modules
+            model.set_attn_implementation(wanted)
+
+    getattr(model, model.base_model_prefix).register_forward_pre_hook(choose)
 
 
 def choose_kernels() -> None:
@@ -94,7 +110,7 @@ def load(
     """`from_pretrained` on a local folder with a chosen attention implementation.
 
     Args:
-        training: for passes with gradients.
+        training: some passes are made with gradients.
 
     Raises:
         UserError: no model there, or the attention implementation is missing on this machine or in this model.
@@ -104,15 +120,18 @@ def load(
     choose_kernels()
     # With a mask, cuDNN's backward pass gives NaN at some lengths (pytorch issue 196678), and it plans anew per shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    attention = attention_for(attention, training)
     chosen = {} if attention == "auto" else {"attn_implementation": attention}
     try:
-        return auto_class.from_pretrained(folder, dtype=dtype, **chosen, **extra)
+        model = auto_class.from_pretrained(folder, dtype=dtype, **chosen, **extra)
     except (ImportError, ValueError) as error:
         if not chosen:
             raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"attention: {attention} cannot be had for {folder}: {reason}; use auto") from None
+    with_gradients = attention_for(attention, dtype, training)
+    if with_gradients != attention:
+        change_attention_with_gradients(model, with_gradients)
+    return model
 
 
 def load_causal(
