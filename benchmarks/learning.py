@@ -116,7 +116,7 @@ def table(curves: dict[str, list], ends: list[tuple], starts: list[float]) -> st
         return ", ".join("–" if value is None else form.format(value) for value in values)
 
     for way, runs in {**curves, "DPO": [[(0.0, 0, s), e] for s, e in zip(starts, ends, strict=True)]}.items():
-        first = [next((p for p in points if p[2] >= points[0][2] + GAIN), (None, None)) for points in runs]
+        first = [next((p for p in points if p[2] - points[0][2] > GAIN - 1e-9), (None, None)) for points in runs]
         lines.append(
             f"| {way} | {told([p[0] for p in first])} | {told([p[1] for p in first])} "
             f"| {told([100 * max(p[2] for p in points) for points in runs], '{:.1f}')} "

@@ -156,6 +156,77 @@ def test_with_several_responses_each_prompts_labels_count_once(merged, claim_fol
     assert sorted(seen) == ["r0", "r1", "r2"]
 
 
+@pytest.mark.parametrize("tau", [None, -0.8])
+def test_a_sampled_claim_earns_its_share_and_anything_else_the_least(
+    merged, claim_folder, reward_folders, tokenizer, demo_tasks, tau
+):
+    claims = {"movie_reviews": {label: f"It is {label}," for label in demo_tasks["movie_reviews"].labels}}
+    trainer = make_trainer(
+        merged, {"rm_rllr": claim_folder, "rm_rlhf": reward_folders["rm_rlhf"]}, tokenizer, demo_tasks,
+        rewards=Rewards("rm_rllr", "rm_rlhf", tau), claims=claims,
+        baseline="leave_one_out", samples_per_prompt=3, rollout_batch_size=2, score_norm=False,
+    )  # fmt: skip
+    rollout = trainer.roll_out(rows(2), PROMPTS[:2], 0, [0, 1])
+    said = ["It is positive, as x", "It is negative, as y", "It is a pity, as z", "positive", "It is positive,", ","]
+    rollout.responses = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+    reward = rewards.load_reward(merged, claim_folder, torch.float32)
+    texts, expected = [*claims["movie_reviews"].values()], []
+    for place, text in enumerate(said):
+        ids = [tokenizer(claim, add_special_tokens=False)["input_ids"] for claim in texts]
+        prompts = [rollout.prompts[place]] * len(ids)
+        likelihoods = rewards.scores(reward, tokenizer, prompts, ids, 1, torch.float32)
+        total = math.log(sum(math.exp(value) for value in likelihoods))
+        shares = {claim: value - total for claim, value in zip(texts, likelihoods)}
+        begun = [share for claim, share in shares.items() if text.startswith(claim)]
+        expected.append(begun[0] if begun else min(shares.values()))
+    _, raw, scores = trainer.score(rollout)
+    assert raw["label"].tolist() == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 2
+    capped = [min(value, math.inf if tau is None else tau) for value in expected]
+    assert (scores - raw["rationale"]).tolist() == pytest.approx(capped, abs=1e-4) and (capped == expected) == (
+        tau is None
+    )
+
+
+@pytest.mark.parametrize(("baseline", "samples"), [("leave_one_out", 3), ("value", 1)])
+def test_a_label_reward_of_claims_is_due_where_the_claim_ends(
+    merged, claim_folder, reward_folders, tokenizer, demo_tasks, baseline, samples
+):
+    trainer = make_trainer(
+        merged, {"rm_rllr": claim_folder, "rm_rlhf": reward_folders["rm_rlhf"]}, tokenizer, demo_tasks,
+        rewards=Rewards("rm_rllr", "rm_rlhf", None), baseline=baseline, samples_per_prompt=samples, gae_lambda=1.0,
+        policy_std=0.3, kl_beta=0.3, updates=2,
+        claims={task: {label: f"It is {label}," for label in demo_tasks[task].labels} for task in demo_tasks},
+    )  # fmt: skip
+    rollout = trainer.roll_out(rows(6 // samples), PROMPTS[: 6 // samples], 0, list(range(6 // samples)))
+    said = ["It is positive, as x", "It is negative, as y", "It is a pity", ",", "no end", "It is positive, so, so"]
+    rollout.responses = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
+    rollout.logprobs = [[-0.1 * j - 1 for j in range(len(response))] for response in rollout.responses]
+    texts, raw, scores = trainer.score(rollout)
+    batch, _ = trainer.advantages(rollout, texts, scores, raw["rationale"])
+    reference = trainer.forward(rollout, lambda batch: trainer.backbone.logprobs(None, batch, 1.0)).tolist()
+    to_go, ends = [], []
+    for row, text in enumerate(said):
+        claim, length = text.split(",")[0] + ("," if "," in text else ""), len(rollout.responses[row])
+        ends.append(len(tokenizer(claim, add_special_tokens=False)["input_ids"]))
+        late = raw["rationale"][row].item() / trainer.moments.std
+        rewards = [-0.3 * (rollout.logprobs[row][t] - reference[row][t]) for t in range(length)]
+        rewards[ends[row] - 1] += scores[row].item() - late
+        rewards[length - 1] += late
+        to_go.append([sum(rewards[t:]) for t in range(length)] + [0.0])
+    for row in range(len(said)):
+        length = len(rollout.responses[row])
+        if baseline == "value":  # with lambda 1 returns are what is still to come
+            expected, found = to_go[row][:length], batch.returns[row, :length]
+        else:
+            group = range(row // samples * samples, (row // samples + 1) * samples)
+            whole, after = [to_go[i][0] for i in group], [to_go[i][ends[i]] for i in group]
+            own = row % samples
+            gains = [part[own] - (sum(part) - part[own]) / (samples - 1) for part in (whole, after)]
+            expected, found = [gains[t >= ends[row]] for t in range(length)], batch.advantages[row, :length]
+        assert found.tolist() == pytest.approx(expected, abs=1e-4)
+    assert trainer.update(batch, list(range(6)))["gradient_norm"] > 0
+
+
 def test_an_iteration_of_both_rewards_without_tau(merged, claim_folder, reward_folders, tokenizer, demo_tasks):
     folders = {"rm_rllr": claim_folder, "rm_rlhf": reward_folders["rm_rlhf"]}
     trainer = make_trainer(
@@ -215,7 +286,7 @@ def test_rationales_without_claims_have_none(said):
         ("rlhf", "claim", "It is {}, as x", "there is no label reward"),
     ],
 )
-def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, capsys, demo_tasks, method, score, rationale, why):
+def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, demo_tasks, method, score, rationale, why):
     from rllr.ppo.run import Run
 
     texts = [(label, f"{rationale.format(label)}.\nLabel: {label}") for label in ("positive", "negative")]
@@ -229,8 +300,8 @@ def test_all_labels_only_where_data_and_reward_allow_it(tmp_path, capsys, demo_t
     run.folders = {"rm_rllr": tmp_path / "rm"}
     (tmp_path / "rm").mkdir()
     write_json(tmp_path / "rm" / rewards.SCORE, {"score": score})
-    found = run.claims()
-    assert (found == {}) == bool(why) and (not why or why in capsys.readouterr().err)
+    found, reason = run.claims()
+    assert (found == {}) == bool(why) and (reason == "" if why is None else why in reason)
     tau = threshold("rllr_mix", "auto", tmp_path, of_claims=True)  # without a metrics.json
     assert tau.value is None and "not needed" in tau.origin
     assert threshold("rllr_mix", -0.1, tmp_path, of_claims=True).value == -0.1

@@ -6,6 +6,7 @@ Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on tr
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -25,12 +26,13 @@ from rllr.lm.claims import claim_part, scored_part
 from rllr.lm.generation import decoded, stop_ids
 from rllr.lm.packing import Packed
 from rllr.lm.sampling import uniforms
+from rllr.methods import GOLD
 from rllr.ppo.advantages import AdaptiveKL, gae, leave_one_out, token_rewards, whiten
 from rllr.ppo.backbone import Backbone
 from rllr.ppo.labels import LabelChoices
 from rllr.ppo.losses import explained_variance, group_policy_loss, policy_loss, value_loss
 from rllr.ppo.rollout import Rollout, keys, roll_out
-from rllr.ppo.scoring import Rewards, RunningMoments, is_correct, mix
+from rllr.ppo.scoring import EPSILON, Rewards, RunningMoments, is_correct, mix
 from rllr.tasks import Task, read_label
 
 
@@ -84,7 +86,7 @@ class Batch:
     texts: list[str]
     mask: torch.Tensor  # bool
     old: torch.Tensor  # log-probabilities under the sampling distribution
-    advantages: torch.Tensor  # whitened; with leave_one_out (B,), of whole responses
+    advantages: torch.Tensor  # whitened; without a value function not, and (B,) if of whole responses
     # With a value function:
     values: torch.Tensor | None = None
     returns: Any = None  # (B, R), where values are
@@ -96,7 +98,7 @@ class Trainer:
     """State of a PPO run.
 
     Attributes:
-        claims: for baseline all_labels, task -> label -> its claim (`claims_by_label`).
+        claims: task -> label -> its claim (`claims_by_label`), where the label reward can be told from the claim.
         iterations: of the whole run. iteration: those that are finished.
     """
 
@@ -115,8 +117,9 @@ class Trainer:
         shares(config.batch_size, "updates", config.updates, ranks.world())
         self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
         self.exact = config.baseline == "all_labels"
-        if self.exact:
+        if self.claims:
             self.choices = LabelChoices.of(self.claims, self.tokenizer, self.rewards, self.backbone, config.score_norm)
+        self.of_claims = bool(self.claims) and not self.exact and self.rewards.label != GOLD
         self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
@@ -141,7 +144,7 @@ class Trainer:
         with clock("scoring"):
             texts, raw, scores = self.score(rollout)
         with clock("advantages"):
-            batch, metrics = self.advantages(rollout, texts, scores)
+            batch, metrics = self.advantages(rollout, texts, scores, raw.get("rationale"))
         with clock("optimisation"):
             metrics |= self.optimise(batch)
         metrics |= self.statistics(batch, raw, scores, clock)
@@ -185,10 +188,12 @@ class Trainer:
         answers = decoded(self.tokenizer, rollout.responses, self.stops)
         raw = {}
         for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
-            if role == "gold":
+            if role == GOLD:
                 right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(answers, rollout.rows)]
                 scale: Any = self.rewards.threshold if self.rewards.rationale else 1.0
                 raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
+            elif kind == "label" and self.of_claims:
+                raw[kind] = self.claim_rewards(rollout)
             elif role:
                 read = replace(rollout, responses=scored_part(rollout.responses, self.backbone.claims.get(role)))
                 raw[kind] = self.forward(read, partial(self.backbone.scores, role))
@@ -204,25 +209,69 @@ class Trainer:
             scores = self.moments.normalise(scores)
         return answers, raw, scores
 
+    @torch.no_grad()
+    def claim_rewards(self, rollout: Rollout) -> torch.Tensor:
+        """(B,) label reward of each response, by its claim (`LabelChoices.rewards`); what is no claim earns the least.
+
+        A likelihood of its own would be far lower for the few answers that begin in other words than for any label, and
+        these few would then decide most of a batch's advantages.
+        """
+        samples = self.config.samples_per_prompt
+
+        def judged(part: list[int]) -> list[tuple]:
+            owners, batch = self.choices.pack(rollout, part, self.backbone, self.tokenizer.pad_token_id)
+            return [*zip(owners, self.choices.rewards(rollout, owners, batch, self.backbone).tolist(), strict=True)]
+
+        known: dict[int, dict[str, float]] = defaultdict(dict)
+        for _, part in self.parts("scoring", [*range(0, len(rollout.rows), samples)], judged):
+            for (prompt, claim), reward in part:
+                known[prompt][claim] = reward
+        found = []
+        for place, response in enumerate(rollout.responses):
+            own = known[place - place % samples]
+            found.append(own.get(self.choices.claim(response), min(own.values())))
+        return torch.tensor(found, device=self.backbone.device)
+
+    @property
+    def scale(self) -> float:
+        """What `score` divides rewards by."""
+        return self.moments.std + EPSILON if self.config.score_norm else 1.0
+
     # 3. advantages
 
-    def advantages(self, rollout: Rollout, texts: list[str], scores: torch.Tensor) -> tuple[Batch, dict]:
-        """What each token, or each response as a whole, did better than expected; the KL to the reference."""
+    def advantages(
+        self, rollout: Rollout, texts: list[str], scores: torch.Tensor, rationale: torch.Tensor | None = None
+    ) -> tuple[Batch, dict]:
+        """What each token, or each response as a whole, did better than expected; the KL to the reference.
+
+        A label reward of claims is due where the claim ends: later tokens cannot change it, it would be noise to them.
+
+        Args:
+            rationale: (B,) raw rationale rewards, a part of `scores`; None: there are none.
+        """
         config, device = self.config, self.backbone.device
         width = max(map(len, rollout.responses), default=0)
         old = torch.tensor([p + [0.0] * (width - len(p)) for p in rollout.logprobs], device=device)
         mask = torch.tensor([[j < len(r) for j in range(width)] for r in rollout.responses], device=device)
         reference = self.forward(rollout, lambda batch: self.backbone.logprobs(None, batch, config.temperature))
         divergence = ((old - reference) * mask).sum(1)
+        late, claim = scores, None
+        if self.of_claims:
+            claim = self.choices.claim_mask(rollout.responses, mask)
+            late = torch.zeros_like(scores) if rationale is None else rationale / self.scale
+        rewards = token_rewards(old, reference, late, mask, self.kl.beta)
+        if claim is not None:
+            rewards[torch.arange(len(scores), device=device), claim.sum(1) - 1] += scores - late
         if self.exact and config.samples_per_prompt == 1:
-            rewards = scores - self.kl.beta * divergence
-            everyone = torch.tensor(ranks.gather(rewards.tolist()), device=device)
-            batch = Batch(rollout, texts, mask, old, rewards - everyone.mean())
+            everyone = torch.tensor(ranks.gather(rewards.sum(1).tolist()), device=device)
+            batch = Batch(rollout, texts, mask, old, rewards.sum(1) - everyone.mean())
         elif self.grouped:
-            advantages = leave_one_out(scores - self.kl.beta * divergence, config.samples_per_prompt)
+            advantages = leave_one_out(rewards.sum(1), config.samples_per_prompt)
+            if claim is not None:
+                after = leave_one_out((rewards * ~claim).sum(1), config.samples_per_prompt)
+                advantages = torch.where(claim, advantages[:, None], after[:, None]) * mask
             batch = Batch(rollout, texts, mask, old, advantages)
         else:
-            rewards = token_rewards(old, reference, scores, mask, self.kl.beta)
             if self.single:
                 values, loss = self.learn_values(rollout, rewards, mask)
             else:
@@ -292,13 +341,14 @@ class Trainer:
         """
         config, device = self.config, self.backbone.device
         tokens, responses = ranks.total(torch.tensor([batch.mask[indices].sum().item(), len(indices)], device=device))
-        loss_of, count = (group_policy_loss, responses) if self.grouped else (policy_loss, tokens)
+        whole = batch.advantages.dim() == 1
+        loss_of, count = (group_policy_loss, responses) if whole else (policy_loss, tokens)
 
         def learn(micro: list[int]) -> torch.Tensor:
             sequences = self.sequences(batch.rollout, micro)
             width = sequences.kept.shape[1]
             mask, old = batch.mask[micro, :width], batch.old[micro, :width]
-            advantages = batch.advantages[micro] if self.grouped else batch.advantages[micro, :width]
+            advantages = batch.advantages[micro] if whole else batch.advantages[micro, :width]
             logprobs = self.backbone.logprobs("policy", sequences, config.temperature)
             drift = (logprobs.detach() - old) * mask
             ratio, drift = (drift.exp() * mask).sum(), drift.abs().sum()
@@ -359,6 +409,8 @@ class Trainer:
         def judged(part: list[int]) -> list[tuple]:
             owners, batch = self.choices.pack(rollout, part, self.backbone, self.tokenizer.pad_token_id)
             reward = self.choices.rewards(rollout, owners, batch, self.backbone)
+            if self.rewards.label != GOLD and self.rewards.threshold is not None:
+                reward = reward.clamp(max=self.rewards.threshold)
             reference = self.backbone.logprobs(None, batch, config.temperature).sum(1)
             return [*zip(owners, reward.tolist(), reference.tolist(), strict=True)]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rllr import ranks
-from rllr.lm.claims import claim_ends
+from rllr.lm.claims import claim_ends, claim_of
 from rllr.lm.packing import Packed
 from rllr.methods import GOLD
 from rllr.ppo.backbone import Backbone
@@ -67,9 +67,18 @@ class LabelChoices:
         owners = [(i, c) for i in indices for c in dict.fromkeys(self.claims[rollout.rows[i]["task"]].values())]
         return owners, backbone.pack([rollout.prompts[i] for i, _ in owners], [self.ids[c] for _, c in owners], pad)
 
+    def claim(self, response: list[int]) -> str:
+        """The claim that a response begins with; "" if it begins with something else."""
+        return next((text for text, ids in self.ids.items() if ids == claim_of(response, self.ends)), "")
+
+    def claim_mask(self, responses: list[list[int]], mask: torch.Tensor) -> torch.Tensor:
+        """(B, R) bool: the tokens of `mask`, the response tokens, that belong to a claim."""
+        lengths = torch.tensor([len(claim_of(response, self.ends)) for response in responses], device=mask.device)
+        return mask & (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])
+
     def rewards(self, rollout: Rollout, owners: list, batch: Packed, backbone: Backbone) -> torch.Tensor:
         """(N,) label reward of each choice: 1 for the gold claim and 0 for others, or the logarithm of its share of the
-        likelihood that the reward model gives all claims of its prompt, capped at tau where there is one.
+        likelihood that the reward model gives all claims of its prompt.
 
         Shares, as the pairwise loss only compares: it leaves open how likely the claims are together, and that sinks
         by task and in some runs. A share cannot exceed 1, so that a right label stops earning by itself.
@@ -77,12 +86,11 @@ class LabelChoices:
         if self.source.label == GOLD:
             right = [self.gold(rollout.rows[i]) == claim for i, claim in owners]
             return torch.tensor(right, dtype=torch.float32, device=backbone.device)
-        found, tau = backbone.scores(str(self.source.label), batch), self.source.threshold
+        found = backbone.scores(str(self.source.label), batch)
         together: dict[int, torch.Tensor] = {}
         for (i, _), value in zip(owners, found, strict=True):
             together[i] = torch.logaddexp(together[i], value) if i in together else value
-        shares = found - torch.stack([together[i] for i, _ in owners])
-        return shares if tau is None else shares.clamp(max=tau)
+        return found - torch.stack([together[i] for i, _ in owners])
 
     def gain(self, rewards: list[float], owners: list) -> list[float]:
         """Rewards above the least of their prompt, in units of their deviation so far, these included."""

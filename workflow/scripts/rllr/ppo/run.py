@@ -92,8 +92,9 @@ class Run:
         encoder = Encoder(tokenizer, config.cutoff)
         room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
         config = replace(config, max_new_tokens=room)
-        claims = self.claims() if config.baseline == "all_labels" else {}
+        claims, why = self.claims()
         if config.baseline == "all_labels" and not claims:
+            log(f"baseline all_labels: {why}; a value function instead")
             config = replace(config, baseline="value")
         self.threshold = threshold(config.stage, config.label_reward_threshold, self.rewards, bool(claims))
         config = self.config = fitting.settled(config, self.base, "ppo", rewards=len(self.folders))
@@ -135,23 +136,18 @@ class Run:
             config, backbone, Rewards(label, rationale, tau.value), self.tasks, tokenizer, self.iterations, claims
         )
 
-    def claims(self) -> dict[str, dict[str, str]]:
-        """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and the log
-        says why.
-        """
+    def claims(self) -> tuple[dict[str, dict[str, str]], str]:
+        """task -> label -> its claim, where the label reward can be computed for every label; else nothing, and why."""
         method = METHODS[self.config.stage]
         if not method.label_reward:
-            why = "there is no label reward"
-        elif method.label_reward != GOLD and not scores_claims(self.folders[method.label_reward]):
+            return {}, "there is no label reward"
+        if method.label_reward != GOLD and not scores_claims(self.folders[method.label_reward]):
             why = f"{method.label_reward} scores whole responses (rm_rllr: {{score: claim}} where rationales allow it)"
-        else:
-            found = claims_in(self.data / f"{method.answers_like}.jsonl", self.tasks)
-            without = sorted({row["task"] for row in self.rows} - set(found))
-            if not without:
-                return found
-            why = f"rationales of {without[0]} do not begin with one that tells the label"
-        log(f"baseline all_labels: {why}; a value function instead")
-        return {}
+            return {}, why
+        found = claims_in(self.data / f"{method.answers_like}.jsonl", self.tasks)
+        if without := sorted({row["task"] for row in self.rows} - set(found)):
+            return {}, f"rationales of {without[0]} do not begin with one that tells the label"
+        return found, ""
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint; at the start, see what accuracy RL starts from."""
