@@ -6,7 +6,8 @@ Reads a run that has `rllr_mix` (`make study`), and takes gradients at its start
 adapter, of one batch of other prompts after the other; nothing is trained. For gradients g of batches, G their mean:
 signal |G|^2 and noise E|g - G|^2, both without bias; "batch for 1:1" is the number of prompts at which they would be
 the same (the simple noise scale, McCandlish et al. 2018, arXiv 1812.06162): fewer are too few, many more are wasted.
-"inf": no signal was found. The first batch, from which the scale of rewards is learned, does not count.
+"inf": no signal was found. "cosine": of a batch's gradient to the mean of all_labels, which does not sample the label;
+it needs far fewer batches. The first batch, from which the scale of rewards is learned, does not count.
 """
 
 import argparse
@@ -22,8 +23,8 @@ sys.path.insert(0, str(HERE.parent / "workflow" / "scripts"))
 
 # baseline, samples a prompt, prompts a batch, lambda
 SETTINGS = [
-    ("value", 1, 32, 0.95), ("value", 1, 32, 1.0), ("leave_one_out", 4, 8, 1.0), ("leave_one_out", 2, 16, 1.0),
-    ("leave_one_out", 8, 4, 1.0), ("all_labels", 1, 8, 1.0),
+    ("all_labels", 1, 8, 1.0), ("value", 1, 32, 0.95), ("value", 1, 32, 1.0), ("leave_one_out", 4, 8, 1.0),
+    ("leave_one_out", 2, 16, 1.0), ("leave_one_out", 8, 4, 1.0),
 ]  # fmt: skip
 
 
@@ -48,8 +49,9 @@ def main() -> None:
     tasks, file = load_tasks(data / "tasks.json"), stages / args.stage / "config.yaml"
     rows = read_prompts(data / "unsupervised.jsonl", tasks, need_labels=False)
     published = load_stage(PPOConfig, file)
-    print("| baseline | lambda | samples a prompt | prompts | noise / signal | batch for 1:1 | s / batch | s for 1:1 |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    head = "baseline | lambda | samples a prompt | prompts | cosine | noise / signal | batch for 1:1 | s / batch"
+    print(f"| {head} | s for 1:1 |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    exact = None
     for baseline, samples, prompts, weight in SETTINGS:
         own = {"baseline": baseline, "samples_per_prompt": samples, "batch_size": prompts, "gae_lambda": weight}
         config = replace(published, **own, updates=1, validate_iterations=0)
@@ -75,12 +77,14 @@ def main() -> None:
                 trainer.step([rows[i] for i in mine], [run.prompts[i] for i in mine], 0, mine)
         seconds = (time.perf_counter() - start) / count
         gradients = torch.stack(found[1:])
+        exact = gradients.mean(0) if exact is None else exact
+        cosine = torch.nn.functional.cosine_similarity(gradients, exact[None]).mean().item()
         squares = gradients.square().sum(1).mean().item()
         signal = (gradients.sum(0).square().sum().item() / (count - 1) - squares) / (count - 2)
         ratio = (squares - signal) / signal if signal > 0 else float("inf")
         print(
-            f"| {baseline} | {weight if baseline == 'value' else ''} | {samples} | {prompts} | {ratio:.2g} "
-            f"| {ratio * prompts:.3g} | {seconds:.1f} | {ratio * seconds:.3g} |",
+            f"| {baseline} | {weight if baseline == 'value' else ''} | {samples} | {prompts} | {cosine:.2f} "
+            f"| {ratio:.2g} | {ratio * prompts:.3g} | {seconds:.1f} | {ratio * seconds:.3g} |",
             flush=True,
         )
 
