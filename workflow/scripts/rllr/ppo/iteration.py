@@ -32,7 +32,7 @@ from rllr.ppo.backbone import Backbone
 from rllr.ppo.labels import LabelChoices
 from rllr.ppo.losses import explained_variance, group_policy_loss, policy_loss, value_loss
 from rllr.ppo.rollout import Rollout, keys, roll_out
-from rllr.ppo.scoring import EPSILON, Rewards, RunningMoments, is_correct, mix
+from rllr.ppo.scoring import Rewards, RunningMoments, is_correct, mix
 from rllr.tasks import Task, read_label
 
 
@@ -98,7 +98,8 @@ class Trainer:
     """State of a PPO run.
 
     Attributes:
-        claims: task -> label -> its claim (`claims_by_label`), where the label reward can be told from the claim.
+        claims: task -> label -> its claim (`claims_by_label`), where the label reward is one of claims; baseline
+            all_labels needs them.
         iterations: of the whole run. iteration: those that are finished.
     """
 
@@ -115,11 +116,11 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         shares(config.batch_size, "updates", config.updates, ranks.world())
-        self.grouped = config.baseline != "value"  # advantages of whole responses, no value function
+        self.grouped = config.baseline != "value"  # no value function
         self.exact = config.baseline == "all_labels"
         if self.claims:
             self.choices = LabelChoices.of(self.claims, self.tokenizer, self.rewards, self.backbone, config.score_norm)
-        self.of_claims = bool(self.claims) and not self.exact and self.rewards.label != GOLD
+        self.of_claims = bool(self.claims) and not self.exact  # else the label reward is of whole responses
         self.single = config.updates * config.update_epochs == 1
         self.kl = AdaptiveKL(config.kl_beta, config.kl_target, config.kl_horizon)
         self.stops = stop_ids(self.backbone.plain, self.tokenizer)
@@ -232,11 +233,6 @@ class Trainer:
             found.append(own.get(self.choices.claim(response), min(own.values())))
         return torch.tensor(found, device=self.backbone.device)
 
-    @property
-    def scale(self) -> float:
-        """What `score` divides rewards by."""
-        return self.moments.std + EPSILON if self.config.score_norm else 1.0
-
     # 3. advantages
 
     def advantages(
@@ -257,8 +253,10 @@ class Trainer:
         divergence = ((old - reference) * mask).sum(1)
         late, claim = scores, None
         if self.of_claims:
-            claim = self.choices.claim_mask(rollout.responses, mask)
-            late = torch.zeros_like(scores) if rationale is None else rationale / self.scale
+            tokens = torch.tensor([r + [0] * (width - len(r)) for r in rollout.responses], device=device)
+            claim = claim_part(tokens, mask, self.choices.ends)
+            late = torch.zeros_like(scores) if rationale is None else rationale
+            late = late / self.moments.scale if config.score_norm else late
         rewards = token_rewards(old, reference, late, mask, self.kl.beta)
         if claim is not None:
             rewards[torch.arange(len(scores), device=device), claim.sum(1) - 1] += scores - late

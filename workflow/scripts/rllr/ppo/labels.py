@@ -69,12 +69,8 @@ class LabelChoices:
 
     def claim(self, response: list[int]) -> str:
         """The claim that a response begins with; "" if it begins with something else."""
-        return next((text for text, ids in self.ids.items() if ids == claim_of(response, self.ends)), "")
-
-    def claim_mask(self, responses: list[list[int]], mask: torch.Tensor) -> torch.Tensor:
-        """(B, R) bool: the tokens of `mask`, the response tokens, that belong to a claim."""
-        lengths = torch.tensor([len(claim_of(response, self.ends)) for response in responses], device=mask.device)
-        return mask & (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])
+        begun = claim_of(response, self.ends)
+        return next((text for text, ids in self.ids.items() if ids == begun), "")
 
     def rewards(self, rollout: Rollout, owners: list, batch: Packed, backbone: Backbone) -> torch.Tensor:
         """(N,) label reward of each choice: 1 for the gold claim and 0 for others, or the logarithm of its share of the

@@ -92,8 +92,10 @@ class Run:
         encoder = Encoder(tokenizer, config.cutoff)
         room = answer_room(config.max_new_tokens, self.data / f"{method.answers_like}.jsonl", encoder)
         config = replace(config, max_new_tokens=room)
-        claims, why = self.claims()
-        if config.baseline == "all_labels" and not claims:
+        exact = config.baseline == "all_labels"
+        # A sampled answer is compared with the gold label as a whole.
+        claims, why = self.claims() if exact or method.label_reward != GOLD else ({}, "")
+        if exact and not claims:
             log(f"baseline all_labels: {why}; a value function instead")
             config = replace(config, baseline="value")
         self.threshold = threshold(config.stage, config.label_reward_threshold, self.rewards, bool(claims))

@@ -111,6 +111,11 @@ class RunningMoments:
     def std(self) -> float:
         return math.sqrt(self.m2 / (self.count - 1)) if self.count > 1 else 0.0
 
+    @property
+    def scale(self) -> float:
+        """What `normalise` divides by."""
+        return self.std + EPSILON
+
     def normalise(self, scores: torch.Tensor) -> torch.Tensor:
         """(score - mean) / (std + eps)."""
-        return ((scores.double() - self.mean) / (self.std + EPSILON)).float()
+        return ((scores.double() - self.mean) / self.scale).float()
