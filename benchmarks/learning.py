@@ -2,9 +2,10 @@
 
     python benchmarks/learning.py --results runs/seed1/results runs/seed2/results --out runs/learning
 
-Each folder of results is one seed of a run that has `rllr_mix` and `dpo` (`make study`): its merged sft_wrat model, its
-reward models, its prompts. Every way of WAYS is trained from there, one after the other; a way that is finished is not
-trained again. Seconds are those of training: no validation, no loading. Writes learning.md and learning.svg.
+Each folder of results is one seed of a run that has `rllr_mix` (`make study`): its merged sft_wrat model, its reward
+models, its prompts. Every way of WAYS is trained from there, one after the other; a way that is finished is not trained
+again. Where every run has `dpo`, its end stands beside them. Seconds are those of training: no validation, no loading.
+Writes learning.md and learning.svg.
 """
 
 import argparse
@@ -93,12 +94,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     curves = {way: [] for way in args.ways}
-    ends = []
+    ends, with_dpo = [], all((results / args.model / "dpo/adapter").is_dir() for results in args.results)
     for number, results in enumerate(args.results, 1):
         for way in args.ways:
             folder = args.out / str(number) / way.lower().replace(" ", "_").replace("'", "")
             curves[way].append([*trained(way, results.resolve(), args.model, folder)])
-        ends.append(direct(results.resolve(), args.model, args.out / str(number) / "dpo"))
+        if with_dpo:
+            ends.append(direct(results.resolve(), args.model, args.out / str(number) / "dpo"))
     starts = [own[0][2] for own in curves[args.ways[0]]]
     (args.out / "learning.md").write_text(table(curves, ends, starts))
     draw(curves, ends, args.out / "learning.svg")
@@ -115,7 +117,9 @@ def table(curves: dict[str, list], ends: list[tuple], starts: list[float]) -> st
     def told(values: list, form: str = "{:.0f}") -> str:
         return ", ".join("–" if value is None else form.format(value) for value in values)
 
-    for way, runs in {**curves, "DPO": [[(0.0, 0, s), e] for s, e in zip(starts, ends, strict=True)]}.items():
+    if ends:
+        curves = {**curves, "DPO": [[(0.0, 0, start), end] for start, end in zip(starts, ends, strict=True)]}
+    for way, runs in curves.items():
         first = [next((p for p in points if p[2] - points[0][2] > GAIN - 1e-9), (None, None)) for points in runs]
         lines.append(
             f"| {way} | {told([p[0] for p in first])} | {told([p[1] for p in first])} "
@@ -128,7 +132,7 @@ def table(curves: dict[str, list], ends: list[tuple], starts: list[float]) -> st
 
 
 def draw(curves: dict[str, list], ends: list[tuple], path: Path) -> None:
-    """Accuracy over seconds, and over samples: a line a seed, a colour a way; DPO's ends as stars."""
+    """Accuracy over seconds, and over samples: a line a seed, a colour a way; DPO's ends, if any, as stars."""
     from rllr.evaluate import plots
 
     figure, axes = plots.panels(2, 2, 5, 3.6)
@@ -137,7 +141,8 @@ def draw(curves: dict[str, list], ends: list[tuple], path: Path) -> None:
             for number, points in enumerate(runs):
                 label = way if number == 0 else None
                 axis.plot([p[place] for p in points], [100 * p[2] for p in points], color=colour, label=label)
-        axis.plot([p[place] for p in ends], [100 * p[2] for p in ends], "*k", label="DPO, at its end")
+        if ends:
+            axis.plot([p[place] for p in ends], [100 * p[2] for p in ends], "*k", label="DPO, at its end")
         axis.set_xlabel(name)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("validation accuracy (%)")
