@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -204,6 +205,12 @@ def test_first_step_has_ratio_one_and_no_kl(merged, reward_folders, tokenizer, d
     assert metrics["kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["clip_fraction"] == 0 and metrics["skipped"] == 0
     assert metrics["samples"] == len(samples) == 8
+    for key in ("label_reward", "rationale_reward"):
+        assert sum(sample[key] for sample in samples) / 8 == pytest.approx(metrics[key], rel=1e-5)
+    totals = [min(s["label_reward"], trainer.rewards.threshold) + s["rationale_reward"] for s in samples]
+    assert [s["score"] for s in samples] == pytest.approx(
+        [(total - statistics.mean(totals)) / statistics.stdev(totals) for total in totals], abs=1e-4
+    )
 
 
 def plain_iteration(trainer, rollout, raw, tau):

@@ -155,6 +155,9 @@ class Trainer:
             {"iteration": self.iteration, "id": row["id"], "label": row.get("label"), "response": text, "score": score}
             for row, text, score in zip(batch.rollout.rows, texts, scores.tolist())
         ]
+        for kind, rewards in raw.items():
+            for sample, reward in zip(samples, rewards.tolist(), strict=True):
+                sample[f"{kind}_reward"] = reward
         return metrics, samples
 
     # 1. roll out
