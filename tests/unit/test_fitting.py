@@ -228,7 +228,7 @@ def test_the_scale_of_label_rewards_does_not_depend_on_the_micro_batch(merged, r
         )  # fmt: skip
         rollout = trainer.roll_out(rows(), PROMPTS, 0, list(range(8)))
         with pytest.raises(UserError, match="needs answers that begin with a claim"):  # a random model's do not
-            trainer.learn_labels(rollout, list(range(8)))
+            trainer.learn_labels(rollout, list(range(8)), trainer.judge(rollout))
         gradients = [p.grad for p in trainer.parameters if p.grad is not None]
         norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
         assert trainer.choices.moments.count == 16

@@ -345,7 +345,7 @@ def test_a_batch_with_runaway_ratios_takes_no_step(merged, reward_folders, token
 def run(trainer, iterations, reward, copies=1):
     """Train with `reward(response ids) -> float` in place of the reward models; the mean reward of each iteration."""
 
-    def score(rollout):
+    def score(rollout, _claims):
         texts = trainer.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
         scores = torch.tensor([reward(r) for r in rollout.responses])
         if trainer.config.score_norm:

@@ -133,7 +133,7 @@ def test_the_gradient_over_all_labels_equals_a_plain_one(merged, claim_folder, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(UserError, "__init__", lambda *a: None)  # a random policy gives labels next to nothing
         with contextlib.suppress(UserError):
-            trainer.learn_labels(rollout, list(range(4)))
+            trainer.learn_labels(rollout, list(range(4)), trainer.judge(rollout))
     for (name, parameter), gradient in zip(backbone.trained().items(), expected, strict=True):
         assert torch.allclose(parameter.grad, gradient, atol=1e-6, rtol=1e-3), name
 
@@ -151,20 +151,20 @@ def test_with_several_responses_each_prompts_labels_count_once(merged, claim_fol
     batch, _ = trainer.advantages(rollout, texts, scores)
     assert batch.advantages.reshape(3, 2).sum(1).abs().max() < 1e-5 < batch.advantages.abs().max()
     seen = []
-    trainer.learn_labels = lambda rollout, rows: seen.extend(rollout.rows[i]["id"] for i in rows) or {}
+    trainer.learn_labels = lambda rollout, rows, _: seen.extend(rollout.rows[i]["id"] for i in rows) or {}
     trainer.optimise(batch)
     assert sorted(seen) == ["r0", "r1", "r2"]
 
 
-@pytest.mark.parametrize("tau", [None, -0.8])
+@pytest.mark.parametrize(("baseline", "tau"), [("leave_one_out", None), ("leave_one_out", -0.8), ("all_labels", None)])
 def test_a_sampled_claim_earns_its_share_and_anything_else_the_least(
-    merged, claim_folder, reward_folders, tokenizer, demo_tasks, tau
+    merged, claim_folder, reward_folders, tokenizer, demo_tasks, baseline, tau
 ):
     claims = {"movie_reviews": {label: f"It is {label}," for label in demo_tasks["movie_reviews"].labels}}
     trainer = make_trainer(
         merged, {"rm_rllr": claim_folder, "rm_rlhf": reward_folders["rm_rlhf"]}, tokenizer, demo_tasks,
         rewards=Rewards("rm_rllr", "rm_rlhf", tau), claims=claims,
-        baseline="leave_one_out", samples_per_prompt=3, rollout_batch_size=2, score_norm=False,
+        baseline=baseline, samples_per_prompt=3, rollout_batch_size=2, score_norm=False,
     )  # fmt: skip
     rollout = trainer.roll_out(rows(2), PROMPTS[:2], 0, [0, 1])
     said = ["It is positive, as x", "It is negative, as y", "It is a pity, as z", "positive", "It is positive,", ","]
@@ -179,8 +179,11 @@ def test_a_sampled_claim_earns_its_share_and_anything_else_the_least(
         shares = {claim: value - total for claim, value in zip(texts, likelihoods)}
         begun = [share for claim, share in shares.items() if text.startswith(claim)]
         expected.append(begun[0] if begun else min(shares.values()))
-    _, raw, scores = trainer.score(rollout)
+    _, raw, scores = trainer.score(rollout, trainer.judge(rollout))
     assert raw["label"].tolist() == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 2
+    if baseline == "all_labels":  # which has the labels' part of the gradient from all claims
+        assert torch.equal(scores, raw["rationale"])
+        return
     capped = [min(value, math.inf if tau is None else tau) for value in expected]
     assert (scores - raw["rationale"]).tolist() == pytest.approx(capped, abs=1e-4) and (capped == expected) == (
         tau is None
@@ -201,7 +204,7 @@ def test_a_label_reward_of_claims_is_due_where_the_claim_ends(
     said = ["It is positive, as x", "It is negative, as y", "It is a pity", ",", "no end", "It is positive, so, so"]
     rollout.responses = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
     rollout.logprobs = [[-0.1 * j - 1 for j in range(len(response))] for response in rollout.responses]
-    texts, raw, scores = trainer.score(rollout)
+    texts, raw, scores = trainer.score(rollout, trainer.judge(rollout))
     batch, _ = trainer.advantages(rollout, texts, scores, raw["rationale"])
     reference = trainer.forward(rollout, lambda batch: trainer.backbone.logprobs(None, batch, 1.0)).tolist()
     to_go, ends = [], []
@@ -233,7 +236,7 @@ def test_an_iteration_of_both_rewards_without_tau(merged, claim_folder, reward_f
         merged, folders, tokenizer, demo_tasks, rewards=Rewards("rm_rllr", "rm_rlhf", None), baseline="all_labels",
         claims={task: {label: f"It is {label}," for label in demo_tasks[task].labels} for task in demo_tasks},
     )  # fmt: skip
-    trainer.learn_labels = lambda rollout, rows: {}  # a random policy gives labels next to nothing
+    trainer.learn_labels = lambda *_: {}  # a random policy gives labels next to nothing
     metrics, _ = trainer.step(rows(4), PROMPTS[:4], 0, list(range(4)))
     assert metrics["reward"] == pytest.approx(metrics["label_reward"] + metrics["rationale_reward"], abs=1e-4)
     assert "capped_share" not in metrics

@@ -78,6 +78,10 @@ class PPOConfig:
     keep: str
 
 
+# Place of a prompt's first response -> claim -> (its label reward, its log-probability by the reference)
+Judged = dict[int, dict[str, tuple[float, float]]]
+
+
 @dataclass
 class Batch:
     """A scored rollout of B responses, longest first; tensors are (B, R) over response tokens unless said."""
@@ -143,11 +147,12 @@ class Trainer:
         with clock("rollout"):
             rollout = self.roll_out(rows, prompts, epoch, indices)
         with clock("scoring"):
-            texts, raw, scores = self.score(rollout)
+            claims = self.judge(rollout) if self.claims else None
+            texts, raw, scores = self.score(rollout, claims)
         with clock("advantages"):
             batch, metrics = self.advantages(rollout, texts, scores, raw.get("rationale"))
         with clock("optimisation"):
-            metrics |= self.optimise(batch)
+            metrics |= self.optimise(batch, claims)
         metrics |= self.statistics(batch, raw, scores, clock)
         self.kl.update(metrics["kl"], int(metrics["samples"]))
         self.iteration += 1
@@ -187,8 +192,32 @@ class Trainer:
 
     # 2. score
 
-    def score(self, rollout: Rollout) -> tuple[list[str], dict[str, torch.Tensor], torch.Tensor]:
-        """Texts, raw rewards by kind (each (B,)), and the scores (B,) after cap, sum and normalisation."""
+    @torch.no_grad()
+    def judge(self, rollout: Rollout) -> Judged:
+        """What each prompt's claims earn, and under all_labels their log-probabilities by the reference."""
+        known: Judged = defaultdict(dict)
+
+        def judged(prompts: list[int]) -> list[tuple]:
+            owners, batch = self.choices.pack(rollout, prompts, self.backbone, self.tokenizer.pad_token_id)
+            rewards = self.choices.rewards(rollout, owners, batch, self.backbone)
+            reference = torch.zeros_like(rewards)
+            if self.exact:
+                reference = self.backbone.logprobs(None, batch, self.config.temperature).sum(1)
+            return [*zip(owners, rewards.tolist(), reference.tolist(), strict=True)]
+
+        for _, part in self.parts("scoring", [*range(0, len(rollout.rows), self.config.samples_per_prompt)], judged):
+            for (prompt, claim), *found in part:
+                known[prompt][claim] = tuple(found)
+        return known
+
+    def score(
+        self, rollout: Rollout, claims: Judged | None = None
+    ) -> tuple[list[str], dict[str, torch.Tensor], torch.Tensor]:
+        """Texts, raw rewards by kind (each (B,)), and the scores (B,) after cap, sum and normalisation.
+
+        Args:
+            claims: what they earn, from `judge`, where the trainer has any.
+        """
         answers = decoded(self.tokenizer, rollout.responses, self.stops)
         raw = {}
         for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
@@ -196,8 +225,8 @@ class Trainer:
                 right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(answers, rollout.rows)]
                 scale: Any = self.rewards.threshold if self.rewards.rationale else 1.0
                 raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
-            elif kind == "label" and self.of_claims:
-                raw[kind] = self.claim_rewards(rollout)
+            elif kind == "label" and claims is not None:
+                raw[kind] = self.claim_rewards(rollout, claims)
             elif role:
                 read = replace(rollout, responses=scored_part(rollout.responses, self.backbone.claims.get(role)))
                 raw[kind] = self.forward(read, partial(self.backbone.scores, role))
@@ -213,26 +242,15 @@ class Trainer:
             scores = self.moments.normalise(scores)
         return answers, raw, scores
 
-    @torch.no_grad()
-    def claim_rewards(self, rollout: Rollout) -> torch.Tensor:
-        """(B,) label reward of each response, by its claim (`LabelChoices.rewards`); what is no claim earns the least.
+    def claim_rewards(self, rollout: Rollout, claims: Judged) -> torch.Tensor:
+        """(B,) label reward of each response, by its claim; what is no claim earns the least of its prompt's.
 
         A likelihood of its own would be far lower for the few answers that begin in other words than for any label, and
         these few would then decide most of a batch's advantages.
         """
-        samples = self.config.samples_per_prompt
-
-        def judged(part: list[int]) -> list[tuple]:
-            owners, batch = self.choices.pack(rollout, part, self.backbone, self.tokenizer.pad_token_id)
-            return [*zip(owners, self.choices.rewards(rollout, owners, batch, self.backbone).tolist(), strict=True)]
-
-        known: dict[int, dict[str, float]] = defaultdict(dict)
-        for _, part in self.parts("scoring", [*range(0, len(rollout.rows), samples)], judged):
-            for (prompt, claim), reward in part:
-                known[prompt][claim] = reward
-        found = []
+        found, samples = [], self.config.samples_per_prompt
         for place, response in enumerate(rollout.responses):
-            own = known[place - place % samples]
+            own = {claim: reward for claim, (reward, _) in claims[place - place % samples].items()}
             found.append(own.get(self.choices.claim(response), min(own.values())))
         return torch.tensor(found, device=self.backbone.device)
 
@@ -307,8 +325,8 @@ class Trainer:
 
     # 4. optimise
 
-    def optimise(self, batch: Batch) -> dict:
-        """`update_epochs` passes over the batch, each in `updates` optimiser steps."""
+    def optimise(self, batch: Batch, claims: Judged | None = None) -> dict:
+        """`update_epochs` passes over the batch, each in `updates` optimiser steps; `claims` from `judge`."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -320,7 +338,7 @@ class Trainer:
                 groups = sorted(order[part :: config.updates])
                 indices = [group * samples + j for group in groups for j in range(samples)]
                 if ranks.total(torch.tensor(float(len(indices)), device=self.backbone.device)):  # a short last batch
-                    steps.append(self.update(batch, indices))
+                    steps.append(self.update(batch, indices, claims))
         known = {key: [step[key] for step in steps if step[key] is not None] for key in steps[0]}
         mean = {key: sum(values) / len(values) if values else None for key, values in known.items()}
         return {**mean, "learning_rate": self.learning_rate()}
@@ -333,7 +351,7 @@ class Trainer:
         done = (self.iteration - warmup) / (self.iterations - warmup)
         return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
-    def update(self, batch: Batch, indices: list[int]) -> dict:
+    def update(self, batch: Batch, indices: list[int], claims: Judged | None = None) -> dict:
         """One optimiser step on the responses `indices` of the batch, micro-batch by micro-batch.
 
         Losses are normalised by the response tokens of the whole optimiser batch over all processes; those of whole
@@ -368,7 +386,9 @@ class Trainer:
         sums = self.accumulate(indices, learn) + torch.zeros(5, device=device)  # also of a process without rows
         if batch.value_loss is not None:
             sums[2] = batch.value_loss
-        label = self.learn_labels(batch.rollout, indices[:: config.samples_per_prompt]) if self.exact else {}
+        label = {}
+        if self.exact:
+            label = self.learn_labels(batch.rollout, indices[:: config.samples_per_prompt], claims or {})
         counts = torch.stack([count, count, tokens, tokens, tokens])
         policy, clipped, value, ratio, drift = (ranks.total(sums) / counts).tolist()
         norm, skipped = self.reduce_gradients(batch, indices), ratio > config.ratio_limit
@@ -397,28 +417,22 @@ class Trainer:
             **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
         }
 
-    def learn_labels(self, rollout: Rollout, indices: list[int]) -> dict:
+    def learn_labels(self, rollout: Rollout, prompts: list[int], claims: Judged) -> dict:
         """The gradient of the expected label reward less its KL penalty, over all claims of each prompt's task.
 
         sum_l pi(l) * (r_l - floor) / std, with r_l from `LabelChoices.rewards`: whatever is no claim earns the floor,
         the least of the prompt's rewards, so that the sum is over everything that the policy could say.
+
+        Args:
+            prompts: places of their first responses. claims: what theirs earn, from `judge`.
         """
-        config = self.config
-        prompts = ranks.total(torch.tensor(float(len(indices)), device=self.backbone.device))
-
-        @torch.no_grad()
-        def judged(part: list[int]) -> list[tuple]:
-            owners, batch = self.choices.pack(rollout, part, self.backbone, self.tokenizer.pad_token_id)
-            reward = self.choices.rewards(rollout, owners, batch, self.backbone)
-            if self.rewards.label != GOLD and self.rewards.threshold is not None:
-                reward = reward.clamp(max=self.rewards.threshold)
-            reference = self.backbone.logprobs(None, batch, config.temperature).sum(1)
-            return [*zip(owners, reward.tolist(), reference.tolist(), strict=True)]
-
-        # All rewards before any gradient: their scale is that of the batch, whatever the micro-batch.
-        known = [one for _, part in self.parts("scoring", indices, judged) for one in part]
+        config, cap = self.config, self.rewards.threshold
+        if cap is None or self.rewards.label == GOLD:  # gold is 1 or 0: nothing to cap
+            cap = math.inf
+        known = [((i, c), min(reward, cap), reference) for i in prompts for c, (reward, reference) in claims[i].items()]
         gains = self.choices.gain([reward for _, reward, _ in known], [owner for owner, *_ in known])
         found = {owner: (*values, gain) for (owner, *values), gain in zip(known, gains, strict=True)}
+        n = ranks.total(torch.tensor(float(len(prompts)), device=self.backbone.device))
 
         def learn(micro: list[int]) -> torch.Tensor:
             owners, batch = self.choices.pack(rollout, micro, self.backbone, self.tokenizer.pad_token_id)
@@ -427,12 +441,12 @@ class Trainer:
             logprobs = self.backbone.logprobs("policy", batch, config.temperature).sum(1)
             probability = logprobs.exp()
             penalty = self.kl.beta * (probability * (logprobs - reference)).sum()
-            loss = (penalty - (probability * gain).sum()) / prompts
+            loss = (penalty - (probability * gain).sum()) / n
             self.backward(loss, "label loss", rollout, micro)
             return torch.stack([probability.sum(), (probability * reward).sum()]).detach()
 
-        totals = self.accumulate(indices, learn) + torch.zeros(2, device=self.backbone.device)
-        mass, expected = (ranks.total(totals) / prompts).tolist()
+        totals = self.accumulate(prompts, learn) + torch.zeros(2, device=self.backbone.device)
+        mass, expected = (ranks.total(totals) / n).tolist()
         if mass < 0.1:
             raise UserError(
                 f"baseline: all_labels needs answers that begin with a claim of the training rationales; the policy "
