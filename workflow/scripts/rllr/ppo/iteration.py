@@ -545,7 +545,7 @@ class Trainer:
             if old in metrics:
                 metrics[new] = metrics.pop(old)
         if "label" in raw:
-            capped = math.inf if threshold is None or "rationale" not in raw or self.exact else threshold
+            capped = math.inf if threshold is None or "rationale" not in raw else threshold
             labels = [r["label_reward"] for r in per_response]
             metrics["reward"] = sum(min(v, capped) for v in labels) / len(labels) + metrics.get("rationale_reward", 0.0)
             if capped < math.inf:
