@@ -1,7 +1,7 @@
 """The peer of benchmarks/learning.py: TRL's RLOOTrainer from the same start, with the same reward models and prompts.
 
 Groups of 4, the learning rate, KL weight, batch and LoRA of the config; the rewards are added up, since RLOOTrainer
-knows no cap. Writes <out>/train_log.jsonl with the keys of ppo.py's.
+knows no cap. Writes <out>/train_log.jsonl with the keys of ppo.py's; a killed run resumes from its last checkpoint.
 
     python benchmarks/learning_peer.py --config <folder>/config.yaml --base <merged sft_wrat> --data <prepared data> \\
         --rewards <stages> --out <folder>
@@ -27,6 +27,7 @@ def main() -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
     from trl import RLOOConfig, RLOOTrainer
 
     from rllr.config import load_yaml
@@ -59,11 +60,10 @@ def main() -> None:
         score.__name__ = role
         return score
 
-    log: list[dict] = []
-    batch = config["batch_size"] * SAMPLES
+    batch, folder = config["batch_size"] * SAMPLES, args.out / "trl"
 
     class Watch(TrainerCallback):
-        """Seconds of each step, and validation as ppo.py does it."""
+        """Seconds of each step and validation as ppo.py does it, in the log that the checkpoints keep."""
 
         def validate(self, model) -> dict[str, float]:
             training, right = model.training, 0
@@ -80,7 +80,8 @@ def main() -> None:
             return {"validation_accuracy": right / len(held)}
 
         def on_train_begin(self, settings: TrainingArguments, state: TrainerState, control: TrainerControl, **found):
-            log.append({"iteration": 0, **self.validate(found["model"])})
+            if state.global_step == 0:
+                state.log_history.append({"iteration": 0, **self.validate(found["model"])})
 
         def on_step_begin(self, settings: TrainingArguments, state: TrainerState, control: TrainerControl, **_):
             self.start = time.perf_counter()
@@ -89,7 +90,7 @@ def main() -> None:
             seconds, step = time.perf_counter() - self.start, state.global_step
             row = {"iteration": step, "samples": batch, "seconds_step": seconds}
             last = step == state.max_steps
-            log.append(
+            state.log_history.append(
                 row | (self.validate(found["model"]) if last or step % config["validate_iterations"] == 0 else {})
             )
 
@@ -101,16 +102,17 @@ def main() -> None:
         peft_config=models.lora_config({**config["lora"], "dropout": 0.0}, "CAUSAL_LM"),
         callbacks=[Watch()],
         args=RLOOConfig(
-            str(args.out / "trl"), per_device_train_batch_size=config["micro_batch_size"],
+            str(folder), per_device_train_batch_size=config["micro_batch_size"],
             gradient_accumulation_steps=batch // config["micro_batch_size"], num_generations=SAMPLES,
             max_completion_length=room, num_train_epochs=config["epochs"], beta=config["kl_beta"],
             learning_rate=config["learning_rate"], lr_scheduler_type="cosine",
             warmup_steps=config["warmup_iterations"], seed=config["seed"], bf16=dtype == torch.bfloat16,
-            gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no",
+            gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), report_to=[],
+            save_steps=config["validate_iterations"], save_total_limit=1,
         ),
     )  # fmt: skip
-    trainer.train()
-    write_jsonl(args.out / "train_log.jsonl", log)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    write_jsonl(args.out / "train_log.jsonl", [row for row in trainer.state.log_history if "iteration" in row])
 
 
 if __name__ == "__main__":
