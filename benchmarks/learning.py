@@ -136,7 +136,9 @@ def draw(curves: dict[str, list], ends: list[tuple], path: Path) -> None:
     from rllr.evaluate import plots
 
     figure, axes = plots.panels(2, 2, 5, 3.6)
-    for axis, place, name in zip(axes, (0, 1), ("seconds of training", "samples (of DPO: pairs)")):
+    for axis, place, name in zip(
+        axes, (0, 1), ("seconds of training", "samples (of DPO: pairs)" if ends else "samples")
+    ):
         for colour, (way, runs) in zip(plots.COLOURS, curves.items()):
             for number, points in enumerate(runs):
                 label = way if number == 0 else None
