@@ -6,7 +6,6 @@ Semantics: Liao et al. 2024 (arXiv 2405.19763), engine after LLaMA-Factory on tr
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -157,12 +156,18 @@ class Trainer:
         self.kl.update(metrics["kl"], int(metrics["samples"]))
         self.iteration += 1
         samples = [
-            {"iteration": self.iteration, "id": row["id"], "label": row.get("label"), "response": text, "score": score}
-            for row, text, score in zip(batch.rollout.rows, texts, scores.tolist())
+            {
+                "iteration": self.iteration,
+                "id": row["id"],
+                "label": row.get("label"),
+                "response": text,
+                "score": score,
+                **rewards,
+            }
+            for row, text, score, rewards in zip(
+                batch.rollout.rows, texts, scores.tolist(), by_response(raw), strict=True
+            )
         ]
-        for kind, rewards in raw.items():
-            for sample, reward in zip(samples, rewards.tolist(), strict=True):
-                sample[f"{kind}_reward"] = reward
         return metrics, samples
 
     # 1. roll out
@@ -195,7 +200,7 @@ class Trainer:
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> Judged:
         """What each prompt's claims earn, and under all_labels their log-probabilities by the reference."""
-        known: Judged = defaultdict(dict)
+        known: Judged = {}
 
         def judged(prompts: list[int]) -> list[tuple]:
             owners, batch = self.choices.pack(rollout, prompts, self.backbone, self.tokenizer.pad_token_id)
@@ -207,7 +212,7 @@ class Trainer:
 
         for _, part in self.parts("scoring", [*range(0, len(rollout.rows), self.config.samples_per_prompt)], judged):
             for (prompt, claim), *found in part:
-                known[prompt][claim] = tuple(found)
+                known.setdefault(prompt, {})[claim] = tuple(found)
         return known
 
     def score(
@@ -522,15 +527,21 @@ class Trainer:
             [
                 {
                     "score": score,
-                    **{f"{kind}_reward": float(values[i]) for kind, values in raw.items()},
+                    **rewards,
                     "correct": is_correct(text, row, tasks[row["task"]]),
                     "unparsed": read_label(text, tasks[row["task"]]) is None,
                     "length": len(response),
                     "eos": response[-1] in self.stops,
                     "entropy": sum(entropies) / len(entropies),
                 }
-                for i, (row, text, response, entropies, score) in enumerate(
-                    zip(rollout.rows, batch.texts, rollout.responses, rollout.entropies, scores.tolist(), strict=True)
+                for row, text, response, entropies, score, rewards in zip(
+                    rollout.rows,
+                    batch.texts,
+                    rollout.responses,
+                    rollout.entropies,
+                    scores.tolist(),
+                    by_response(raw),
+                    strict=True,
                 )
             ]
         )
@@ -574,6 +585,12 @@ class Trainer:
         self.moments = RunningMoments(**state["moments"])
         if self.exact:
             self.choices.moments = RunningMoments(**state["labels"])
+
+
+def by_response(raw: dict[str, torch.Tensor]) -> list[dict[str, float]]:
+    """Raw rewards by kind, each (B,), as one `<kind>_reward` mapping for each response."""
+    names, values = [f"{kind}_reward" for kind in raw], [rewards.tolist() for rewards in raw.values()]
+    return [dict(zip(names, own, strict=True)) for own in zip(*values, strict=True)]
 
 
 class Clock:
