@@ -53,7 +53,7 @@ def trained(way: str, results: Path, model: str, out: Path) -> Iterator[tuple[fl
     config |= {**changes, "validate_iterations": EVERY}
     paths = {"base": stages / "sft_wrat/merged", "data": data_of(results), "rewards": stages, "out": out}
     log = out / "train_log.jsonl"
-    if not log.is_file():
+    if not log.is_file() or (out / "checkpoints").is_dir():  # never begun, or interrupted
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         program = ROOT / "benchmarks/learning_peer.py" if way == PEER else PROGRAMS / "ppo.py"
