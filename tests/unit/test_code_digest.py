@@ -22,7 +22,7 @@ def f(a, b=2):
 def digest(folder, text):
     file = folder / f"{len([*folder.iterdir()])}.py"
     file.write_text(text)
-    return provenance._digest_of(file)
+    return provenance._read(file)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,16 @@ def test_what_is_computed_counts(tmp_path, old, new):
 def test_no_stage_rests_on_the_version():
     for program in ("base.py", "predict.py"):
         assert provenance.PROGRAMS / "rllr" / "version.py" not in provenance.deciding(program)
+
+
+def test_modules_count_where_a_result_may_rest_on_them(tmp_path):
+    def imported(text):
+        file = tmp_path / f"{len([*tmp_path.iterdir()])}.py"
+        file.write_text(text)
+        return [path.relative_to(provenance.PROGRAMS).as_posix() for path in provenance._read(file)[1]]
+
+    assert imported("from rllr.lm import models, budget\nfrom rllr.rows import read_prompts\nimport rllr.tasks\n") == [
+        "rllr/lm/__init__.py", "rllr/lm/models.py", "rllr/rows.py", "rllr/tasks.py",
+    ]  # fmt: skip
+    assert imported("def f():\n    from rllr.ppo.losses import policy_loss\n") == ["rllr/ppo/losses.py"]
+    assert imported("if TYPE_CHECKING:\n    from rllr.rows import Row\n") == []

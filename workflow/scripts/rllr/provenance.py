@@ -90,7 +90,7 @@ def code_digest(program: str) -> str:
     """Digest of what decides the results of a program of workflow/scripts, e.g. `ppo.py`."""
     digest = hashlib.sha256()
     for path in deciding(program):
-        digest.update(f"{path.relative_to(PROGRAMS)}:{_digest_of(path)}\n".encode())
+        digest.update(f"{path.relative_to(PROGRAMS)}:{_read(path)[0]}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -99,7 +99,7 @@ def deciding(program: str) -> list[Path]:
     start = PROGRAMS / program
     found, queue = {start}, [start]
     while queue:
-        for path in _imports(queue.pop()):
+        for path in _read(queue.pop())[1]:
             if path not in found:
                 found.add(path)
                 queue.append(path)
@@ -107,37 +107,22 @@ def deciding(program: str) -> list[Path]:
 
 
 @functools.cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _digest_of(path: Path) -> str:
+def _read(path: Path) -> tuple[str, list[Path]]:
+    """The digest of what decides in a file, and the modules of ours that it imports for it."""
     tree = _Deciding().visit(ast.parse(path.read_text(encoding="utf-8")))
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):  # without what only types were named with
-            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and not node.names)]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()  # more alike over Python versions than a dump
-
-
-@functools.cache
-def _imports(path: Path) -> list[Path]:
-    found = set()
-    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            stem = PROGRAMS / name.replace(".", "/")
-            for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-                if name not in NOT_DECIDING and name.partition(".")[0] == "rllr" and file.is_file():
-                    found.add(file)
-    return sorted(found)
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {name for alias in node.names for name in (node.module or "", f"{node.module}.{alias.name}")}
+            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]  # not those of types
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.ImportFrom) and not node.names)]
+    stems = [PROGRAMS / name.replace(".", "/") for name in names - NOT_DECIDING if name.partition(".")[0] == "rllr"]
+    files = {file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()}
+    text = ast.unparse(tree)  # more alike over Python versions than a dump
+    return hashlib.sha256(text.encode()).hexdigest(), sorted(files)
 
 
 def text_digest(text: str) -> str:
