@@ -50,11 +50,14 @@ keep-results:
 	cp runs/summary.md runs/summary.tsv runs/differences.svg docs/results/$(DATA)/
 	$(BIN)/python docs/tables.py docs/results.md
 
+# Tests in as many processes as there are cores, four at most.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
 test: $(ENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slow and not slurm"
+	$(PYTEST) -m "not slow and not slurm"
 
 test-all: $(ENV)/.ready-dev
-	$(BIN)/python -m pytest -m "not slurm"
+	$(PYTEST) -m "not slurm"
 
 # On a real one-node SLURM that the tests start as root (apt-get install slurm-wlm munge); writes /etc/slurm/slurm.conf.
 test-slurm: $(ENV)/.ready-dev

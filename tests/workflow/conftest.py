@@ -1,6 +1,7 @@
 """Snakemake itself on the tiny model: a copy of the project, one finished run, and copies of it to spoil."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["results/tiny/sft/metrics.json", "results/tiny/rlhf/metrics.json", "results/tiny/rllr_mix/metrics.json"]
@@ -55,13 +57,22 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, project) -> Run:
-    """A finished run of sft, rlhf and rllr_mix on the tiny model (from a run folder, not from the project's)."""
-    folder = tmp_path_factory.mktemp("run")
-    data = yaml.safe_load((ROOT / "config" / "data" / "demo.yaml").read_text())
-    (folder / "config" / "data").mkdir(parents=True)
-    (folder / "config" / "data" / "demo.yaml").write_text(yaml.safe_dump({**data, "rows": ROWS}, sort_keys=False))
+    """A finished run of sft, rlhf and rllr_mix on the tiny model (from a run folder, not from the project's).
+
+    The worker that needs it first makes it; the others take a copy.
+    """
+    folder, base = tmp_path_factory.mktemp("run"), tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
     run = Run(project, folder)
-    run(*ALL)
+    with FileLock(f"{shared}.lock"):
+        if shared.is_dir():
+            shutil.copytree(shared, folder, symlinks=True, dirs_exist_ok=True)
+            return run
+        data = yaml.safe_load((ROOT / "config" / "data" / "demo.yaml").read_text())
+        (folder / "config" / "data").mkdir(parents=True)
+        (folder / "config" / "data" / "demo.yaml").write_text(yaml.safe_dump({**data, "rows": ROWS}, sort_keys=False))
+        run(*ALL)
+        shutil.copytree(folder, shared, symlinks=True)
     return run
 
 
@@ -73,6 +84,8 @@ def project_copy(folder: Path, source: Path = ROOT) -> Path:
         )
     for name in ("Snakefile", "environment.yml"):
         shutil.copyfile(source / name, folder / name)
+    config = folder / "config/config.yaml"  # the tiny model gains nothing by threads, and workers need the cores
+    config.write_text(config.read_text().replace("\nthreads: 8\n", "\nthreads: 1\n"))
     return folder
 
 
