@@ -316,4 +316,5 @@ def test_what_is_too_unsure_has_no_label():
 def test_two_texts_stand_on_a_line_or_in_an_object():
     assert parse(b"a\tb\n", PAIRS) == {"text": "a", "text2": "b"} == parse(b'{"text": "a", "text2": "b"}', PAIRS)
     assert "takes two texts" in parse(b"a b\n", PAIRS)["error"]
+    assert "surrogate" in parse(rb'{"text": "\ud83d", "text2": "b"}', PAIRS)["error"]
     assert "field text2: expected a text, found None" in parse(b'{"text": "a"}\n', PAIRS)["error"]

@@ -281,14 +281,6 @@ def test_a_bad_row_is_named(tmp_path, demo_tasks, reader, change, expected):
     assert str(error.value).startswith(f"{path} line 2: ") and "\n" not in str(error.value)
 
 
-def test_rationale_sensitive_pairs_need_one_label(tmp_path, demo_tasks):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({**ROW, "output": ["Label: positive", "Label: negative"]}))
-    with pytest.raises(UserError, match="needs one label"):
-        read_pairs(path, demo_tasks, False)
-    assert len(read_pairs(path, demo_tasks, False, strict=False)) == 1
-
-
 @pytest.mark.parametrize(
     ("text", "expected"), [("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: expected a JSON object")]
 )

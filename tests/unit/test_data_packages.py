@@ -82,4 +82,11 @@ def test_own_files(tmp_path):
     }
     paths = [f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", "absent.csv", "r.jsonl", "c.json"]
     assert own_files(config) == paths
+
+    def loaded(**hub):
+        return own_files({"tasks": {"t": {"train": {"hub": {"split": "train", **hub}}}}})
+
+    assert loaded(path="csv", data_files=f"{tmp_path}/*.csv") == paths[:2] == loaded(path=str(tmp_path))
+    assert loaded(path="csv", data_files=[f"{tmp_path}/a.csv", "https://x.org/b.csv"]) == paths[:1]
+    assert loaded(path="nyu-mll/glue", name="sst2") == []
     assert own_files({"tasks": {"t": {}}, "release": {"files": {"test": "x.json"}}}) == ["x.json"]

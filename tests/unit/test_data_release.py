@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rllr.rows import read_pairs
 from rllr.tasks import load_tasks
 from test_data_files import prepare, read
 
@@ -49,7 +50,7 @@ def good() -> dict:
         "rllr_reward_train": [review(n, pair) for n in range(20)]
         + [review(0, pair), {"instruction": "How many stars?", "input": "x", "output": [says("1"), says("3")]}],
         "rlhf_reward_train": [review(n, [says("positive"), says("positive", "No.")]) for n in range(9)]
-        + [review(30, pair)],
+        + [review(30, pair), review(31, [says("positive")] * 2)],
         "unsupervised": [review(n, "") for n in range(15, 25)] + [review(26, says("negative"))],
         "label_sensitive_pairs_for_test": [review(19, pair)],
         "test": [review(18, says("negative")) | {"history": [["a", "b"]]}],
@@ -87,6 +88,8 @@ def test_published_files(tmp_path):
     )
     found = json.loads((out / "report.json").read_text())["sources"]["reviews"]
     assert found["rlhf_reward_train: pairs whose sides carry different labels, kept"] == 1
+    assert found["rlhf_reward_train: pairs of one text, removed"] == 1
+    assert len(read_pairs(out / "rlhf_reward_train.jsonl", tasks, label_sensitive=False)) >= 7  # rm_rlhf reads the rest
     assert found["rllr_reward_train: duplicates, removed"] == 1
     labels = [row.get("label") for row in read(out, "unsupervised")]
     assert labels.count("negative") == 1 and None in labels
@@ -97,7 +100,9 @@ def test_json_lines_and_byte_order_are_no_matter(tmp_path):
     assert prepare(release(tmp_path, rllr_reward_train=rows), tmp_path, "a").returncode == 0
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     assert prepare(release(tmp_path, rllr_reward_train=lines), tmp_path, "b").returncode == 0
-    assert read(tmp_path / "a", "rllr_reward_train") == read(tmp_path / "b", "rllr_reward_train")
+    assert prepare(release(tmp_path, rllr_reward_train="\ufeff" + lines), tmp_path, "c").returncode == 0
+    for name in "bc":
+        assert read(tmp_path / "a", "rllr_reward_train") == read(tmp_path / name, "rllr_reward_train")
 
 
 # name: (file, content, parts of the message)
@@ -132,6 +137,7 @@ BROKEN = {
     "a list of lists": ("sft_train", "[[1]]", ["row 1", "JSON object"]),
     "not json": ("sft_train", '{"instruction": \n', ["line 1", "not JSON"]),
     "half a list": ("sft_train", "[{", ["not a JSON document"]),
+    "half a surrogate pair": ("sft_train", [review(1, says("positive")) | {"input": "\ud83d"}], ["row 1", "surrogate"]),
     "empty list": ("sft_train", "[]", ["no rows"]),
     "empty file": ("sft_train", "", ["no rows"]),
 }

@@ -11,7 +11,7 @@ import yaml
 
 from rllr.cli import UserError
 from rllr.config import load_yaml
-from rllr.data.sources import read_rows
+from rllr.data.sources import label_reader, read_rows
 from rllr.data.spec import load_config
 
 BASE = {
@@ -145,11 +145,20 @@ BROKEN_CONFIGS = {
     "two sources at once": ({}, {"package": "p", "member": "m"}, {}, ["tasks.mood.train"]),
     "no source": ({"train": None}, {}, {}, ["tasks.mood.train"]),
     "answer is no pattern": ({"answer": "(("}, {}, {}, ["tasks.mood.answer"]),
+    "answer without a group": ({"answer": "(?i)good|bad"}, {}, {}, ["tasks.mood.answer", "group"]),
+    "correlation of words": ({"metric": "pearson"}, {}, {}, ["tasks.mood.metric", "accuracy"]),
+    "accuracy of scores": (SCORE | {"metric": "accuracy"}, {}, {}, ["tasks.mood.metric", "pearson"]),
     "input with another field": ({"input": "{text} {foo}"}, {}, {}, ["tasks.mood.input"]),
     "values of no label": ({}, {"values": ["good", "mixed"]}, {}, ["tasks.mood.train", "'mixed'"]),
     "f1 of no label": ({"f1": "fine"}, {}, {}, ["tasks.mood.f1"]),
     "judge without endpoint": ({}, {}, {"pairs": {"rationale_sensitive": {"by": "judge"}}}, ["judge", "endpoint"]),
 }
+
+
+def test_a_score_that_rounds_to_nothing_is_0(tmp_path):
+    config = config_with(tmp_path, SCORE | {"low": -1, "claims": {"-1": "little", "5": "much"}}, {})
+    read = label_reader(config.specs["mood"], config.specs["mood"].sources["train"])
+    assert [read(value, "x") for value in ("-0.04", "-0.3")] == ["0", "-0.3"]
 
 
 @pytest.mark.parametrize("name", BROKEN_CONFIGS)

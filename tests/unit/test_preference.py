@@ -320,6 +320,16 @@ def test_the_gold_claim_of_a_score_is_the_nearest(tokenizer, merged):
     assert choices.gold({"task": "topics", "label": "a cat"}) == ""
 
 
+def test_the_gold_claim_earns_what_a_sampled_gold_label_does(tokenizer, merged):
+    backbone = type("B", (), {"plain": models.load_causal(merged, torch.float32), "device": torch.device("cpu")})
+    rollout = type("R", (), {"rows": [{"task": "topics", "label": "world"}]})
+    claims = {"topics": {"sports": "Ball,", "world": "Globe,"}}
+    for source, expected in ((Rewards("gold", None, None), 1.0), (Rewards("gold", "rm_rlhf", 3.0), 3.0)):
+        choices = LabelChoices.of(claims, tokenizer, source, backbone, True)
+        owners = [(0, "Ball,"), (0, "Globe,")]
+        assert choices.rewards(rollout, owners, None, backbone).tolist() == [0.0, expected]
+
+
 def test_references_are_the_merged_models_likelihoods(merged, tokenizer):
     encoded = [
         {"prompt_ids": p, "chosen_ids": a, "rejected_ids": b} for p, a, b in zip(PROMPTS, RESPONSES, RESPONSES[1:])

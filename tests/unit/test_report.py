@@ -268,6 +268,8 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
 def test_numbers_are_counted_in_a_confusion_matrix_by_rounding(tmp_path):
     from rllr.evaluate import plots
 
+    tasks = {"mood": Task("mood", "score", low=-1, high=1, metric="pearson")}
+    plots.confusion([{"task": "mood", "label": "-0.3", "prediction": "-0.6"}], tasks, "x", tmp_path / "x.svg")
     lines = [{"task": "similarity", "label": "4.6", "prediction": p} for p in ("0.2", None, "4.8")]
     plots.confusion(lines, TASKS, "x", tmp_path / "x.svg")
     first = (tmp_path / "x.svg").read_bytes()
@@ -398,6 +400,8 @@ def test_responses_are_joined_to_their_prompts_by_id():
         score.joined([(3, {"id": "b", "answer": "m"})], data, "file")
     with pytest.raises(score.UserError, match=r"file line 4: field answer: expected text, found None"):
         score.joined([(4, {"id": "a"})], data, "file")
+    with pytest.raises(UserError, match="file line 5: found half of a surrogate pair"):
+        score.joined([(5, {"id": "a", "answer": "\ud83d"})], data, "file")
 
 
 @pytest.mark.parametrize("cut", range(1, 8))

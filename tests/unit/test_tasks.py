@@ -2,7 +2,7 @@
 
 import pytest
 
-from rllr.tasks import Task, read_label, respond
+from rllr.tasks import Task, agrees, read_label, respond
 
 SENTIMENT = Task("sentiment", "label", ("positive", "negative"))
 PARAPHRASE = Task("paraphrase", "label", ("equivalent", "not equivalent"), f1="equivalent")
@@ -158,3 +158,10 @@ def test_what_is_written_is_read_back():
 def test_an_answer_pattern_of_other_data():
     task = Task("sentiment", "label", ("positive", "negative"), answer=r"(?m)answer is (.*)$")
     assert read_label("So the answer is positive", task) == "positive"
+    task = Task("sentiment", "label", ("positive", "negative"), answer=r"(?m)answer is( \w+)?")
+    assert read_label("The answer is ...", task) is None
+
+
+def test_a_tenth_of_the_range_is_right_whatever_binary_rounding_says():
+    task = Task("similarity", "score", low=0, high=5, metric="pearson")
+    assert agrees("1.2", "0.7", task) and agrees("1.1", "0.6", task) and not agrees("1.2", "0.6", task)

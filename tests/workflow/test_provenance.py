@@ -130,6 +130,15 @@ def test_a_damaged_entry_of_the_store_is_made_anew(own, tmp_path):
     assert len((own.folder / "results/data/own/sft_train.jsonl").read_text().splitlines()) == 40
 
 
+def test_a_base_model_whose_weights_are_gone_is_made_anew_and_nothing_else(own):
+    weights = own.folder / "results/tiny/base/model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    assert own.planned(*SFT) == {"Resolving results/tiny/base", "Preparing the base model of tiny"}
+    own(*SFT)
+    assert weights.read_bytes() == before and own.planned(*SFT) == set()
+
+
 def test_a_name_with_a_space_and_braces_in_a_path(own, tmp_path):
     shutil.copytree(own.folder / "rows", own.folder / "my {rows}")
     config = json.loads(json.dumps(OWN).replace("rows/t", "my {rows}/t"))
@@ -219,6 +228,7 @@ def test_what_decides_nothing_reruns_nothing(again, name, change):
 
 
 PPO = chain("rlhf", "rllr_mix") | resolve("rlhf", "rllr_mix")
+MIXED, SWAPPED = (f'label_reward="rm_{a}", rationale_reward="rm_{b}",' for a, b in (("rllr", "rlhf"), ("rlhf", "rllr")))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +239,7 @@ PPO = chain("rlhf", "rllr_mix") | resolve("rlhf", "rllr_mix")
         ("rllr/ppo/scoring.py", lambda text: text.replace("EPSILON = 1e-8", "EPSILON = 1e-7"), PPO),
         ("rllr/train/pairwise.py", lambda text: text.replace("clamp(min=1)", "clamp(min=2)"),
          {"Training reward model rm_rllr of tiny", "Training reward model rm_rlhf of tiny"} | PPO),
+        ("rllr/methods.py", lambda text: text.replace(MIXED, SWAPPED, 1), chain("rllr_mix")),
         ("rllr/evaluate/label_metrics.py", lambda text: text.replace("RESAMPLES = 2000", "RESAMPLES = 1000"),
          {f"Metrics of {method} of tiny" for method in ("sft", "rlhf", "rllr_mix")}),
     ],

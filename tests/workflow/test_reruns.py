@@ -102,6 +102,8 @@ BAD_CONFIGS = [
     (["--config", "overrides={tiny: {rllr_mix: {keep: all}}}"], "keep: 'all' is not one of"),
     (["--config", "overrides={tiny: {launch: {processes: 3}}}"], "16 is not a multiple of micro_batch_size 8 x 3 proc"),
     (["results/tiny/sft_wrat_bon/model"], "sft_wrat_bon has no model of its own"),
+    (["results/tiny/rm_rllr/model"], "expected a method, found rm_rllr"),
+    (["--config", "report_to="], "report_to: None is not of type 'array'"),
     (["results/tinny/rllr/metrics.json"], "unknown model 'tinny'"),
     (["results/tiny/rllr_mixed/metrics.json"], "unknown method 'rllr_mixed'"),
 ]

@@ -8,7 +8,6 @@ from snakemake.cli import parse_args
 
 @one_line
 def check_config():
-    validate(config, schema("config"), "config/config.yaml")
     for model in [*config["models"], *config["overrides"]]:
         model_config(model)
     for data in {data_of(model) for model in config["models"]}:
@@ -45,6 +44,8 @@ def check_targets():
             model_config(model)
             if method not in {*SECTIONS, *METHODS, "base", "logs"}:
                 raise UserError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+            if what == "model" and method not in METHODS:
+                raise UserError(f"{target}: expected a method, found {method}; known: {', '.join(METHODS)}")
             if what == "model" and METHODS[method].section is None:
                 start = METHODS[method].start
                 raise UserError(f"{method} has no model of its own: it is {start}, and a choice among its answers")

@@ -15,31 +15,18 @@ ROOT = Path(str(workflow.current_basedir)).parents[1]  # as a module it is not t
 PROGRAMS = ROOT / "workflow" / "scripts"  # said in shell commands alone: where the project lies is no reason to rerun
 sys.path.insert(0, str(PROGRAMS))
 
-# `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated; with
-# `--sdm conda` that of the environment built from environment.yml. Where programs and store lie is told in the same way.
-# (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
-STORE = f"{config['prepared']}/store"
-EXPORTS = {"PROGRAMS": PROGRAMS, "STORE": STORE, "RLLR_REPORT_TO": " ".join(config["report_to"])}
-if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
-    EXPORTS["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-shell.prefix(
-    "set -euo pipefail; " + "".join(f"export {name}={shlex.quote(str(value))}; " for name, value in EXPORTS.items())
-)
-
 from rllr.cli import UserError
 from rllr.config import check_model, load_yaml, merge, schema, stage_config, typed, validate
 from rllr.data.catalogue import ASKED_BY, FILES, asks_for, files_of, missing_rows, needed_files
 from rllr.data.packages import find_package, own_files
 from rllr.files import read_json
 from rllr.lm import duration
-from rllr.methods import METHODS, PROGRAM_OF, REWARD_MODELS, SECTIONS, trained_by
+from rllr.methods import METHODS, PROGRAM_OF, REWARD_MODELS, SECTIONS, decides, trained_by
 from rllr.predict.model_file import SAMPLES
-from rllr.provenance import code_digest, file_digest, text_digest
+from rllr.provenance import code_digest, file_digests, text_digest
 from rllr.store import whole
 
 CONFIG_FOLDERS = [Path("config"), ROOT / "config"]
-config["overrides"] = typed(config["overrides"])
-DEFAULTS = merge(*(load_yaml(f / "stages.yaml") for f in reversed(CONFIG_FOLDERS) if (f / "stages.yaml").is_file()))
 
 
 def one_line(function):
@@ -53,6 +40,28 @@ def one_line(function):
             raise WorkflowError(str(error)) from None
 
     return wrapped
+
+
+@one_line
+def checked():
+    """config.yaml, checked before anything reads it; returns the values of all stages."""
+    config["overrides"] = typed(config["overrides"])
+    validate(config, schema("config"), "config/config.yaml")
+    return merge(*(load_yaml(f / "stages.yaml") for f in reversed(CONFIG_FOLDERS) if (f / "stages.yaml").is_file()))
+
+
+DEFAULTS = checked()
+
+# `python` in the rules is the interpreter that runs Snakemake, whether or not its environment is activated; with
+# `--sdm conda` that of the environment built from environment.yml. Where programs and store lie is told in the same way.
+# (A prefix of one's own replaces Snakemake's strict mode, which is therefore said again.)
+STORE = f"{config['prepared']}/store"
+EXPORTS = {"PROGRAMS": PROGRAMS, "STORE": STORE, "RLLR_REPORT_TO": " ".join(config["report_to"])}
+if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+    EXPORTS["PATH"] = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+shell.prefix(
+    "set -euo pipefail; " + "".join(f"export {name}={shlex.quote(str(value))}; " for name, value in EXPORTS.items())
+)
 
 
 def config_file(kind, name, suffix=".yaml"):
@@ -137,7 +146,8 @@ def data_made_from(data):
     own = own_files(data_config(data))
     if missing := [path for path in own if not Path(path).is_file()]:
         raise UserError(f"{config_file('data', data)}: {missing[0]}: no such file")
-    rests_on = {"code": code_digest("prepare.py"), **{path: file_digest(Path(path), REMEMBERED) for path in own}}
+    digests = file_digests(map(Path, own), REMEMBERED)
+    rests_on = {"code": code_digest("prepare.py"), **{path: digests[Path(path)] for path in own}}
     return yaml.safe_dump({**data_config(data), "rests_on": rests_on}, sort_keys=False)
 
 
@@ -167,15 +177,17 @@ def base_made_from(model):
     if base["source"] == "scratch":
         rests_on["data"] = data_contents(data_of(model))["sft_with_rat_train.jsonl"]
     if base["source"] == "local":
-        rests_on["weights"] = {
-            path.name: file_digest(path, REMEMBERED) for path in sorted(Path(base["path"]).glob("*")) if path.is_file()
-        }
+        files = [path for path in sorted(Path(base["path"]).glob("*")) if path.is_file()]
+        rests_on["weights"] = {path.name: digest for path, digest in file_digests(files, REMEMBERED).items()}
     return yaml.safe_dump({"base": base, "template": own, "rests_on": rests_on}, sort_keys=False)
 
 
 def base_config(model):
-    """The file that a base model is made from."""
-    return resolved(f"results/{model}/base.yaml", base_made_from(model))
+    """The file that a base model is made from; made anew, too, where a file of the folder is missing."""
+    path, folder = f"results/{model}/base.yaml", Path(f"results/{model}/base")
+    if folder.exists() and not whole(folder):  # weights may be links into a cache that was cleaned
+        workflow.dag.forcefiles.add(path)
+    return resolved(path, base_made_from(model))
 
 
 @one_line
@@ -191,6 +203,7 @@ def stage_resolved(model, stage):
     rests_on = {
         "code": code_digest(PROGRAM_OF[stage]),
         "base": text_digest(base_made_from(model)),
+        "entry": decides(stage),
         "data": {file: contents[file] for file in [*(f"{f}.jsonl" for f in files_of(stage)), "tasks.json"]},
     }
     text = yaml.safe_dump({**stage_yaml(model, stage), "rests_on": rests_on}, sort_keys=False)

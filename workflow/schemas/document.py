@@ -20,7 +20,8 @@ Unknown keys, wrong types and values out of range are refused before any work st
 - `config.yaml`: what to run. Any key can be given on the command line: `snakemake --config seed=2 ...`.
 - `stages.yaml`: the values of every stage unless a model's file says otherwise: what the published recipes share.
 - `models/<model>.yaml`: a base model and its own hyperparameters. The section of a stage (`sft_wrat`, `rm_rllr`,
-  `rllr_mix`, ...) overrides the section of its kind (`sft`, `reward`, `ppo`).
+  `rllr_mix`, ...) overrides the section of its kind (`sft`, `reward`, `ppo`); `sft_wrat_all` takes that of
+  `sft_wrat`, too.
 - `data/<data>.yaml`: tasks, where their rows come from, and what is made of them.
 - `templates/<template>.jinja`: chat templates. Rendered for training and prediction here, a template may write
   `{{ cut }}` between texts that are to be tokenised apart; transformers alone knows no such thing and renders nothing.
@@ -31,11 +32,11 @@ laid over these, its other files take the place of those of the same name.
 
 ## What counts as a change
 
-Every stage has a file of what it rests on, `results/<model>/<stage>/config.yaml`: its resolved values, and digests of
-the code, the base model and the data files that decide its result. A stage runs again when the text of that file
+Every stage has a file of what it rests on, `results/<model>/<stage>/config.yaml`: its resolved values, what the
+registry says of it, and digests of the code, the base model and the data files that decide its result. A stage runs again when the text of that file
 changes or an earlier stage ran again; a half-finished run goes on only under the same file. Time stamps of data, the
-place of the project and what `.snakemake` remembers decide nothing. Code counts without comments, docstrings, messages
-and without the modules that only tell, keep or share out results (`NOT_DECIDING` in
+place of the project and what `.snakemake` remembers decide nothing. Code counts without comments, docstrings, types and
+messages, and without the modules that only tell, keep or share out results (`NOT_DECIDING` in
 `workflow/scripts/rllr/provenance.py`). To keep results over a change that you know to be harmless:
 `snakemake --touch <targets>`.
 """

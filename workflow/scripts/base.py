@@ -1,7 +1,7 @@
 """Make a base model folder in plain Hugging Face format: config, safetensors, fast tokenizer, chat template.
 
-    python workflow/scripts/base.py --config results/tiny/base_config/config.yaml \\
-        --data results/data/demo/sft_with_rat_train.jsonl --out results/tiny/base
+    python workflow/scripts/base.py --name tiny --config results/tiny/base.yaml \\
+        --data results/data/demo/sft_with_rat_train.jsonl --out scratch/base
 
 The config file holds the model file's `base` section. Weights that can be used as they are become links to the hub's
 cache or to the local folder. The folder appears whole or not at all, and loads with

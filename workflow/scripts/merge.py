@@ -33,8 +33,9 @@ def main() -> None:
     with atomic_dir(args.out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
         # What later stages compare, instead of reading all weights again.
-        write_json(temporary / CONTENTS, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
+        write_json(temporary / CONTENTS, {str(path.relative_to(temporary)): sha256(path) for path in files})
     cli.log(f"merged {args.adapter} into {args.base}, stored as {str(stored).removeprefix('torch.')}")
 
 

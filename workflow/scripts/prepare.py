@@ -2,8 +2,9 @@
 
     python workflow/scripts/prepare.py --config config/data/demo.yaml --out results/data/demo
 
-The config is a file of config/data. Paths in it are relative to the current folder. Writes the files listed in
-rllr.data.FILES as JSON lines, tasks.json, report.json and report.svg: all, or none if a row is not as it should be.
+The config is a file of config/data. Paths in it are relative to the current folder. Writes the files of
+rllr.data.catalogue.FILES as JSON lines, tasks.json, report.json and report.svg: all, or none if a row is not as it
+should be.
 """
 
 import os

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rllr import cli
 from rllr.evaluate.html import page, text
-from rllr.evaluate.page import READING, Run, differences_part, methods_part, rewards_part, training_part, verdicts_part
+from rllr.evaluate.page import Run, differences_part, methods_part, reading, rewards_part, training_part, verdicts_part
 from rllr.evaluate.tables import read_predictions, sections, tables
 from rllr.evaluate.tables import table as summary_rows
 from rllr.files import atomic_file, read_json, read_jsonl
@@ -39,7 +39,7 @@ def main() -> None:
         f"<header><h1>{text(', '.join(args.models))}: results</h1></header>",
         f'<nav><ul><li><a href="#summary">Summary</a></li>{links}</ul></nav>',
         f"<h2 id=summary>Summary</h2>{verdicts_part(measured)}{differences_part(args.results / 'differences.svg')}",
-        f"{READING}{sections(tables(measured))}",
+        f"{reading(args.methods)}{sections(tables(measured))}",
     ]
     for model, data, base in zip(args.models, args.data, args.bases, strict=True):
         folder, origin = args.results / model, read_json(base / "origin.json")

@@ -21,7 +21,7 @@ from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import read_jsonl, write_jsonl
-from rllr.lm.tokens import Encoder
+from rllr.lm.tokens import Encoder, valid
 from rllr.train.trainer import RewardConfig
 
 
@@ -29,7 +29,7 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
     """The prompt row and answer of each response: instruction, input, history and answer.
 
     Raises:
-        UserError: a response has no answer, or neither a prompt of its own nor an id among `rows`.
+        UserError: a response has no answer, or neither a prompt of its own nor an id among `rows`; or is no Unicode.
     """
     found = []
     for number, response in responses:
@@ -39,6 +39,8 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
             raise UserError(f"{where} line {number}: no {' and no '.join(missing)}, and its id is not in --data")
         if not isinstance(response.get("answer"), str):
             raise UserError(f"{where} line {number}: field answer: expected text, found {response.get('answer')!r:.80}")
+        if valid(repeated := json.dumps(response, ensure_ascii=False)) != repeated:
+            raise UserError(f"{where} line {number}: found half of a surrogate pair, expected Unicode text")
         found.append({"id": f"line {number}", **prompt, "answer": response["answer"]})
     if not found:
         raise UserError(f"{where}: no responses; expected at least one line")

@@ -128,8 +128,8 @@ def shares(batch_size: int, name: str, part: int, processes: int, where: str = "
 
 
 def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str) -> dict:
-    """Every hyperparameter `stage` runs with: defaults, the model's shared section, what makes the method itself
-    (`settings` of its entry), the model's own section.
+    """Every hyperparameter `stage` runs with: defaults, the model's shared section, that of the method that it
+    is `like`, what makes the method itself (`settings` of its entry), the model's own section.
 
     Args:
         defaults: config/stages.yaml.
@@ -141,8 +141,9 @@ def stage_config(defaults: dict, model: dict, stage: str, seed: int, where: str)
     """
     section = SECTIONS[stage]
     sections = [model.get(section)] if section != stage else []
-    own = METHODS[stage].settings if stage in METHODS else None
-    resolved = merge(defaults[section], *sections, own, model.get(stage))
+    if method := METHODS.get(stage):
+        sections += [model.get(method.like), method.settings]
+    resolved = merge(defaults[section], *sections, model.get(stage))
     for key in ("precision", "attention"):
         resolved.setdefault(key, model.get(key, "auto"))
     definitions = schema("model")["$defs"]

@@ -70,7 +70,7 @@ def read_json(path: Path | str) -> Any:
         UserError: the file is missing or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # with a byte-order mark or without
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -90,7 +90,7 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
         UserError: the file is missing, not UTF-8, or a line is not a JSON object.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

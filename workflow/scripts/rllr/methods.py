@@ -3,7 +3,7 @@
 A new method is one entry of METHODS.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 GOLD = "gold"  # a label reward of 1 for the gold label, else 0, in place of a reward model
 
@@ -20,6 +20,7 @@ class Method:
         label_reward, rationale_reward: a reward model, GOLD, or None; PPO adds up both, the label reward capped.
         picked_by: the reward model that picks among several samples.
         voted: the label is the one that most of several samples give; else, without picked_by, the greedy answer's.
+        like: a method whose section of the model's file it takes, below its own.
         settings: what makes the method itself, laid over the section of its kind, the model's too.
         recipe: in words, for tables and model cards.
     """
@@ -32,6 +33,7 @@ class Method:
     rationale_reward: str | None = None
     picked_by: str | None = None
     voted: bool = False
+    like: str | None = None
     settings: dict = field(default_factory=dict)
 
     @property
@@ -61,7 +63,8 @@ METHODS = {
     "sft": Method("sft", "base", "sft_train", "supervised fine-tuning on labels"),
     "sft_wrat": Method("sft", "base", "sft_with_rat_train", "supervised fine-tuning on a rationale and then the label"),
     "sft_wrat_all": Method(
-        "sft", "base", "sft_with_rat_all", "sft_wrat on every labelled row that SFT or the label reward model saw"
+        "sft", "base", "sft_with_rat_all", "sft_wrat on every labelled row that SFT or the label reward model saw",
+        like="sft_wrat",
     ),
     "sft_wrat_bon": Method(
         None, "sft_wrat", None, "sft_wrat, the best of several samples by the label reward model", picked_by="rm_rllr"
@@ -116,6 +119,12 @@ SECTIONS = {
     "quality": "predict",
 }
 PROGRAM_OF = {**{stage: f"{section}.py" for stage, section in SECTIONS.items()}, "quality": "sample_policy.py"}
+
+
+def decides(stage: str) -> dict[str, object]:
+    """What the entry of a method or reward model says of its result, beside settings, which its config holds."""
+    entry = METHODS.get(stage) or REWARD_MODELS.get(stage)
+    return {k: v for k, v in asdict(entry).items() if k not in ("recipe", "settings", "like")} if entry else {}
 
 
 def trained_by(section: str) -> list[str]:

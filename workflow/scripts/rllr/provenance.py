@@ -9,7 +9,10 @@ import ast
 import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
+
+from rllr.files import sha256
 
 PROGRAMS = Path(__file__).resolve().parents[1]
 
@@ -130,23 +133,24 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path, remembered: Path) -> str:
-    """SHA-256 of a file, read again only where its size, inode or times have changed since `remembered` was written.
+def file_digests(paths: Iterable[Path], remembered: Path) -> dict[Path, str]:
+    """SHA-256 of files, read again only where size, inode or times have changed since `remembered` was written.
 
     The time of the last change of the inode (ctime) is among them, which no copying tool sets back.
     """
-    stat = path.stat()
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
     known = _remembered(remembered)
-    if key not in known:
-        with open(path, "rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    before, found = len(known), {}
+    for path in paths:
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+        known[key] = found[path] = known.get(key) or sha256(path)
+    if len(known) > before:
         try:  # a help for the next time alone: a read-only folder does without
             remembered.parent.mkdir(parents=True, exist_ok=True)
             remembered.write_text(json.dumps(known))
         except OSError:
             pass
-    return known[key]
+    return found
 
 
 @functools.cache

@@ -41,12 +41,11 @@ def read_responses(path: Path | str, tasks: dict[str, Task]) -> list[dict]:
     return _read(path, tasks, check)
 
 
-def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, strict: bool = True) -> list[dict]:
+def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool) -> list[dict]:
     """Rows with `output = [chosen, rejected]`.
 
-    Label-sensitive pairs carry two different labels, rationale-sensitive pairs the same one. Rationale-sensitive
-    pairs with different labels are an error if `strict` (data that we build), else let through: published data
-    has them, and its preparation counts them.
+    Label-sensitive pairs carry two different labels. Rationale-sensitive ones carry the same; published data has
+    others, too, which its preparation counts.
     """
 
     def check(row: dict) -> str | None:
@@ -61,8 +60,6 @@ def read_pairs(path: Path | str, tasks: dict[str, Task], label_sensitive: bool, 
             return f"field output: no label of task {row['task']} can be read from the {side} side"
         if label_sensitive and labels[0] == labels[1]:
             return f"a label-sensitive pair needs two different labels, found {labels[0]!r} on both sides"
-        if not label_sensitive and strict and labels[0] != labels[1]:
-            return f"a rationale-sensitive pair needs one label, found {labels[0]!r} and {labels[1]!r}"
         return None
 
     return _read(path, tasks, check)

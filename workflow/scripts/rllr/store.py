@@ -44,7 +44,7 @@ def build_once(entry: Path, make: Callable[[Path], None]) -> None:
 
 
 def link(entry: Path, place: Path) -> None:
-    """Make `place` a link to `entry` (a file or a folder), relative where both lie in one results folder."""
+    """Make `place` a link to `entry` (a file or a folder), relative where they share a folder below the root."""
     place.parent.mkdir(parents=True, exist_ok=True)
     inside = os.path.commonpath([entry.resolve(), place.parent.resolve()]) != entry.resolve().anchor
     target = os.path.relpath(entry.resolve(), place.parent.resolve()) if inside else str(entry.resolve())

@@ -78,7 +78,7 @@ def read_label(answer: str, task: Task) -> str | None:
     label does not count ("not equivalent" is not "equivalent"), nor do two different labels in one line, nor a label
     beside a negation that is not part of it. A score outside [low, high] is not a label.
     """
-    lines = [match.group(1) for match in re.finditer(task.answer, answer)]
+    lines = [match.group(1) or "" for match in re.finditer(task.answer, answer)]
     if not lines:
         return None
     said = _normalise(lines[-1])
@@ -126,5 +126,5 @@ def agrees(said: str | None, gold: str, task: Task) -> bool:
     if said is None:
         return False
     if task.kind == "score":
-        return abs(float(said) - float(gold)) <= 0.1 * (task.high - task.low)
+        return abs(float(said) - float(gold)) <= 0.1 * (task.high - task.low) + 1e-9  # decimals are no binary numbers
     return said == gold

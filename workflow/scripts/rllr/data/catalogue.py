@@ -62,7 +62,7 @@ def asks_for(config: dict, file: str) -> str | None:
         if "validation" in file:  # drawn from the training files
             return "release.validation" if config["release"].get("validation", 100) else None
         return f"release.files.{file}" if file in config["release"]["files"] else None
-    asked = config["rows"].get(ASKED_BY[file])
+    asked = config.get("rows", {}).get(ASKED_BY[file])
     some = any(asked.values()) if isinstance(asked, dict) else asked
     return f"rows.{ASKED_BY[file]}" if some else None
 

@@ -18,7 +18,7 @@ from rllr.data.build import hash64, normalise
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
 from rllr.data.mixing import mix
-from rllr.data.sources import MAX_CHARS
+from rllr.data.sources import HALF, MAX_CHARS
 from rllr.data.spec import DataConfig
 from rllr.files import read_json, read_jsonl
 from rllr.rows import is_pair
@@ -47,6 +47,8 @@ def read_release(file: str, path: str, config: DataConfig, counts: Counter) -> I
             if not isinstance(value, str) or len(value) > MAX_CHARS:
                 what = "nothing" if value is None else f"{len(str(value))} characters of {type(value).__name__}"
                 raise UserError(f"{where}: field {field}: found {what}, expected a text of at most {MAX_CHARS}")
+        if HALF.search(json.dumps(raw, ensure_ascii=False)):
+            raise UserError(f"{where}: found half of a surrogate pair, expected Unicode text")
         task = next((task for task, match in patterns if not match or re.search(match, raw["instruction"])), None)
         if task is None:
             raise UserError(f"{where}: field instruction: no task's match fits {raw['instruction']!r:.80}")
@@ -111,7 +113,7 @@ def _responses(file: str, output: Any, task: Task, where: str, counts: Counter) 
         if labels[0] == labels[1]:
             raise UserError(f"{where}: field output: both sides say {labels[0]!r}, expected two different labels")
         return result | {"rejected_label": labels[1]}
-    if len(labels) == 2 and labels[0] != labels[1]:
+    if len(labels) == 2 and labels[0] != labels[1]:  # published data has them
         counts["dropped", task.name, f"{file}: pairs whose sides carry different labels, kept"] += 1
     return result
 
@@ -154,6 +156,9 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
             seen, validated = set(), set()
             for row in read_release(file, path, config, Counter()):
                 key = _key(row)
+                if file in PAIRS and row["output"][0] == row["output"][1]:
+                    counts["dropped", row["task"], f"{file}: pairs of one text, removed"] += 1
+                    continue
                 if file not in TRAINING:
                     emit(file, row)
                     continue

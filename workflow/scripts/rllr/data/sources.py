@@ -17,6 +17,7 @@ from rllr.cli import UserError
 from rllr.data.spec import TaskSpec
 
 MAX_CHARS = 100_000  # a longer text is a broken file, not an input of an NLU task
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which UTF-8 cannot write
 csv.field_size_limit(2**31 - 1)  # our own limit speaks, with the field's name
 
 
@@ -70,7 +71,7 @@ def _text(value: Any, where: str, column: str | None) -> str:
             raise UserError(f"{where}: field {column}: found {len(value)} characters, expected at most {MAX_CHARS}")
         if "\0" in value:
             raise UserError(f"{where}: field {column}: found a NUL character, expected text")
-        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        if not value.isascii() and HALF.search(value):
             raise UserError(f"{where}: field {column}: found half of a surrogate pair, expected Unicode text")
         return value.strip()
     if value is None:
@@ -119,7 +120,7 @@ def label_reader(spec: TaskSpec, source: dict) -> Callable[[Any, str], str | Non
                 raise UserError(
                     f"{where}: field {column}: found {value!r}, expected a number from {task.low:g} to {task.high:g}"
                 )
-            return f"{round(score, spec.decimals):g}"
+            return f"{round(score, spec.decimals) + 0.0:g}"  # -0 is 0
         label = str(value).strip()
         if task.kind == "stars" and label not in task.labels:
             label = f"{number(value, where):g}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rllr.cli import UserError
 from rllr.config import schema, validate
-from rllr.tasks import ANSWER, Task, read_label, respond
+from rllr.tasks import ANSWER, METRICS, Task, read_label, respond
 
 # The files' shares of the rows, in the order in which they draw: the name of a key under `rows`.
 TRAIN_USES = ("validation", "sft", "label_pairs", "rationale_pairs", "unsupervised")
@@ -120,15 +120,21 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         raise UserError(f"{where}.labels: a label stands there twice")
     if "f1" in section and str(section["f1"]) not in labels:
         raise UserError(f"{where}.f1: found {section['f1']!r}, expected one of {', '.join(labels)}")
+    metric = section.get("metric", "pearson" if kind == "score" else "accuracy")
+    fitting = {"label": ("accuracy",), "score": ("pearson",)}.get(kind, METRICS)
+    if metric not in fitting:
+        raise UserError(f"{where}.metric: found {metric}, expected {fitting[0]} for a task of kind {kind}")
     for label in labels:
         task = Task(name=name, kind=kind, labels=labels)
         if read_label(respond(None, label), task) != label:
             raise UserError(f"{where}.labels: {label!r} cannot be told from another label in an answer")
     for key in ("answer", "match"):
         try:
-            re.compile(section.get(key, ""))
+            groups = re.compile(section.get(key, ANSWER)).groups
         except re.error as error:
             raise UserError(f"{where}.{key}: not a regular expression ({error})") from None
+        if key == "answer" and not groups:
+            raise UserError(f"{where}.answer: expected a group, which holds the label, found {section['answer']!r}")
     try:
         section.get("input", "").format(text="", text2="")
     except (LookupError, ValueError) as error:
@@ -158,7 +164,7 @@ def _task_spec(where: str, name: str, section: dict) -> TaskSpec:
         kind=kind,
         labels=labels,
         **ends,
-        metric=section.get("metric", "pearson" if kind == "score" else "accuracy"),
+        metric=metric,
         f1=str(section["f1"]) if "f1" in section else None,
         answer=section.get("answer", ANSWER),
         input=section.get("input", "{text}\n{text2}" if pair else "{text}"),

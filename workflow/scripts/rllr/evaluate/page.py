@@ -6,19 +6,10 @@ from pathlib import Path
 from rllr.evaluate.html import figure, table, text
 from rllr.evaluate.tables import verdicts
 from rllr.files import read_json
-from rllr.methods import trained_by
+from rllr.methods import METHODS, trained_by
 from rllr.tasks import Task, agrees
 
 EXAMPLES = 3  # shown of each kind and task
-
-READING = """
-<p><b>sft</b> is trained on labels alone, <b>sft_wrat</b> on a rationale and then the label. <b>sft_wrat_bon</b> samples
-several answers of sft_wrat and keeps the one that the label reward model likes best; of <b>sft_wrat_vote</b>'s answers
-the label that most give counts. The others are sft_wrat after PPO:
-<b>rlhf</b> against a reward model of rationales, <b>rllr</b> against a reward model of labels, <b>rllr_mix</b> against
-both, the label reward capped; <b>rlvr</b> is rewarded for the gold label itself, <b>rlvr_mix</b> for the rationale as
-well. An answer that no label can be read from counts as wrong.</p>
-"""
 
 
 @dataclass
@@ -35,6 +26,12 @@ class Run:
     tasks: dict[str, Task]
     rows: dict[str, dict]
     predictions: dict[str, list[dict]]
+
+
+def reading(methods: list[str]) -> str:
+    """What each method is."""
+    said = "".join(f"<li><b>{text(name)}</b>: {text(METHODS[name].recipe)}</li>" for name in methods)
+    return f"<ul>{said}</ul><p class=note>An answer that no label can be read from counts as wrong.</p>"
 
 
 def differences_part(svg: Path, runs: int = 1) -> str:

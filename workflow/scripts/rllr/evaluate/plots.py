@@ -157,7 +157,7 @@ def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) 
         columns = [*labels, "unparsed"]
 
         def name(label: str | None, score: bool = score) -> str:
-            return "unparsed" if label is None else f"{float(label):.0f}" if score else label
+            return "unparsed" if label is None else f"{round(float(label))}" if score else label
 
         counts = np.zeros((len(labels), len(columns)), int)
         for row in own:

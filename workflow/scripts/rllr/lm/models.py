@@ -48,7 +48,7 @@ def check_weights(folder: Path | str) -> None:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a model folder (no config.json)")
-    if not [*folder.glob("*.safetensors")]:
+    if not any(path.is_file() for path in folder.glob("*.safetensors")):  # a link may lead nowhere
         raise UserError(f"{folder}: no weights; expected model.safetensors or its shards")
 
 

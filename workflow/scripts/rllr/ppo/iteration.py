@@ -228,8 +228,7 @@ class Trainer:
         for kind, role in (("label", self.rewards.label), ("rationale", self.rewards.rationale)):
             if role == GOLD:
                 right = [is_correct(t, r, self.tasks[r["task"]]) for t, r in zip(answers, rollout.rows)]
-                scale: Any = self.rewards.threshold if self.rewards.rationale else 1.0
-                raw[kind] = scale * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
+                raw[kind] = self.rewards.gold * torch.tensor(right, dtype=torch.float32, device=self.backbone.device)
             elif kind == "label" and claims is not None:
                 raw[kind] = self.claim_rewards(rollout, claims)
             elif role:
@@ -431,9 +430,8 @@ class Trainer:
         Args:
             prompts: places of their first responses. claims: what theirs earn, from `judge`.
         """
-        config, cap = self.config, self.rewards.threshold
-        if cap is None or self.rewards.label == GOLD:  # gold is 1 or 0: nothing to cap
-            cap = math.inf
+        config = self.config
+        cap = math.inf if self.rewards.threshold is None else self.rewards.threshold
         known = [((i, c), min(reward, cap), reference) for i in prompts for c, (reward, reference) in claims[i].items()]
         gains = self.choices.gain([reward for _, reward, _ in known], [owner for owner, *_ in known])
         found = {owner: (*values, gain) for (owner, *values), gain in zip(known, gains, strict=True)}

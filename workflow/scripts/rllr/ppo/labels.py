@@ -73,15 +73,15 @@ class LabelChoices:
         return next((text for text, ids in self.ids.items() if ids == begun), "")
 
     def rewards(self, rollout: Rollout, owners: list, batch: Packed, backbone: Backbone) -> torch.Tensor:
-        """(N,) label reward of each choice: 1 for the gold claim and 0 for others, or the logarithm of its share of the
-        likelihood that the reward model gives all claims of its prompt.
+        """(N,) label reward of each choice: what gold earns for the gold claim, 0 for others; or the logarithm of its
+        share of the likelihood that the reward model gives all claims of its prompt.
 
         Shares, as the pairwise loss only compares: it leaves open how likely the claims are together, and that sinks
         by task and in some runs. A share cannot exceed 1, so that a right label stops earning by itself.
         """
         if self.source.label == GOLD:
             right = [self.gold(rollout.rows[i]) == claim for i, claim in owners]
-            return torch.tensor(right, dtype=torch.float32, device=backbone.device)
+            return self.source.gold * torch.tensor(right, dtype=torch.float32, device=backbone.device)
         found = backbone.scores(str(self.source.label), batch)
         together: dict[int, torch.Tensor] = {}
         for (i, _), value in zip(owners, found, strict=True):

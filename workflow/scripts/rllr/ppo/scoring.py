@@ -29,6 +29,11 @@ class Rewards:
     rationale: str | None
     threshold: float | None
 
+    @property
+    def gold(self) -> float:
+        """What the gold label earns."""
+        return 1.0 if self.threshold is None else self.threshold
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -113,8 +118,8 @@ class RunningMoments:
 
     @property
     def scale(self) -> float:
-        """What `normalise` divides by."""
-        return self.std + EPSILON
+        """What `normalise` divides by; 1 where all scores so far are one."""
+        return self.std + EPSILON if self.std else 1.0
 
     def normalise(self, scores: torch.Tensor) -> torch.Tensor:
         """(score - mean) / (std + eps)."""

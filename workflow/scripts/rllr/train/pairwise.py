@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import trl
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rllr import cli, ranks
 from rllr.files import write_json, write_jsonl
@@ -86,9 +86,14 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
 
 
 def evaluate(
-    reward: rewards.Reward, rows_of: dict[str, list[dict]], encoder: Encoder, batch_size: int, dtype: torch.dtype
+    reward: rewards.Reward,
+    rows_of: dict[str, list[dict]],
+    encoded: dict[str, list[dict]],
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    dtype: torch.dtype,
 ) -> tuple[dict, list[dict]]:
-    """metrics.json and the scores behind it."""
+    """metrics.json and the scores behind it; `encoded` are the pairs of `rows_of` as token ids."""
     metrics: dict[str, Any] = {}
     scored: list[dict] = []
     if ranks.sharded():  # scoring goes past the outermost module, which would gather embeddings, last norm and head
@@ -96,11 +101,11 @@ def evaluate(
 
     def sides_of(pairs: list[dict]) -> list[tuple[float, float]]:
         bar = "scoring pairs" if ranks.rank() == 0 else ""
-        values = rewards.scores(reward, encoder.tokenizer, *both_sides(pairs), batch_size, dtype, bar)
+        values = rewards.scores(reward, tokenizer, *both_sides(pairs), batch_size, dtype, bar)
         return [*zip(values[::2], values[1::2], strict=True)]
 
     for name, rows in rows_of.items():
-        sides = torch.tensor(ranks.share_out(encode(rows, encoder), sides_of, together=ranks.sharded())).unbind(1)
+        sides = torch.tensor(ranks.share_out(encoded[name], sides_of, together=ranks.sharded())).unbind(1)
         metrics[name] = pair_metrics(rows, *sides)
         if name == "validation":
             metrics["chosen_median_validation"] = sides[0].median().item()
@@ -154,6 +159,8 @@ def train_reward_model(
     """
     with pairs_stage(config, config_file, base, train_file, rows, out, "reward") as stage:
         dtype, tokenizer = stage.dtype, stage.tokenizer
+        encoder = Encoder(tokenizer, config.cutoff)  # before training, so that a row too long is told at once
+        encoded = {name: encode(pairs, encoder) for name, pairs in held_out.items()}
         sensitive = REWARD_MODELS[config.stage].label_sensitive  # else both sides make the same claim
         claims = config.score == "claim" and sensitive and tell_by_claims(rows, tasks)
 
@@ -173,7 +180,7 @@ def train_reward_model(
             ends = claim_ends(tokenizer, model.config.vocab_size)
         reward = rewards.Reward(model, ends)
         batch_size = budget.UNTRAINED * stage.config.micro_batch_size
-        metrics, scored = evaluate(reward, held_out, Encoder(tokenizer, config.cutoff), batch_size, dtype)
+        metrics, scored = evaluate(reward, held_out, encoded, tokenizer, batch_size, dtype)
         if ranks.rank() == 0:
             if claims:
                 write_json(out / "adapter" / rewards.SCORE, {"score": "claim"})

@@ -12,7 +12,7 @@ from rllr import checkpoints, ranks
 from rllr.files import stage_lock
 from rllr.lm import budget, duration, fitting, models
 from rllr.lm.padding import fill
-from rllr.lm.tokens import IGNORED, Encoder
+from rllr.lm.tokens import IGNORED, Encoder, valid
 from rllr.train.batches import EveryRowOnce
 from rllr.train.trainer import SupervisedConfig, train
 
@@ -45,12 +45,13 @@ def token_weights(
     """What each token of a response weighs in the loss.
 
     `label_weight` where the response names its label, `quote_weight` inside double quotes: which words a rationale
-    cites can hardly be learned, and drowns the one decision that the label rests on.
+    cites can hardly be learned, and drowns the one decision that the label rests on. A response that holds the text of
+    a control token is weighed evenly: its tokens are not those that the tokenizer gives places of.
     """
     weights = [1.0] * len(response)
-    if label_weight == quote_weight == 1:
+    text = valid(row["output"])
+    if label_weight == quote_weight == 1 or encoder.controls.anywhere.search(text):
         return weights
-    text = row["output"]
     spans = [(*match.span(1), quote_weight) for match in re.finditer(r'"([^"\n]*)"', text)]
     if label := row.get("label"):
         named = re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE)
