@@ -33,11 +33,11 @@ laid over these, its other files take the place of those of the same name.
 ## What counts as a change
 
 Every stage has a file of what it rests on, `results/<model>/<stage>/config.yaml`: its resolved values, what the
-registry says of it, and digests of the code, the base model and the data files that decide its result. A stage runs again when the text of that file
-changes or an earlier stage ran again; a half-finished run goes on only under the same file. Time stamps of data, the
-place of the project and what `.snakemake` remembers decide nothing. Code counts without comments, docstrings, types and
-messages, and without the modules that only tell, keep or share out results (`NOT_DECIDING` in
-`workflow/scripts/rllr/provenance.py`). To keep results over a change that you know to be harmless:
+registry says of it, and digests of the code, the base model and the data files that decide its result. A stage runs
+again when the text of that file changes or an earlier stage ran again; a half-finished run goes on only under the same
+file. Time stamps of data, the place of the project and what `.snakemake` remembers decide nothing. Code counts without
+comments, docstrings, types and messages, and without the modules that only tell, keep or share out results
+(`NOT_DECIDING` in `workflow/scripts/rllr/provenance.py`). To keep results over a change that you know to be harmless:
 `snakemake --touch <targets>`.
 """
 
