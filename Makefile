@@ -18,7 +18,7 @@ $(ENV)/.ready-dev: $(ENV)/.ready requirements-dev.txt
 
 # A line a stage and one of progress (workflow/logger), or with V=1 all that Snakemake and the jobs say.
 V ?=
-SNAKEMAKE := $(if $(V),,PYTHONPATH=$(CURDIR)/workflow/logger) $(BIN)/snakemake $(if $(V),,--logger rllr)
+SNAKEMAKE := $(if $(V),,PYTHONPATH='$(CURDIR)/workflow/logger') $(BIN)/snakemake $(if $(V),,--logger rllr)
 
 # The whole pipeline on a real model and real data, on two CPU cores.
 DEMO := sft sft_wrat rllr_mix
@@ -26,28 +26,29 @@ demo: $(ENV)/.ready
 	@$(SNAKEMAKE) --cores all $(DEMO:%=results/smollm2/%/metrics.json)
 	@$(BIN)/python workflow/scripts/show.py results/smollm2 $(DEMO)
 
-# The paper's claim, for or against: every method with several seeds, each in a run folder of its own. Data and base
-# model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
+# The paper's claim, for or against: every method with several seeds, each in a run folder of its own,
+# runs/<data>/seed<n>. Data and base model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
 MODEL := smollm2
 DATA := study
 SEEDS := 1 2 3
+RUNS = runs/$(DATA)
 STUDIED := sft sft_wrat sft_wrat_all dpo rlhf rllr rllr_mix rllr_mix_rloo rlvr
 comma := ,
 space := $(subst ,, )
 study: $(ENV)/.ready
 	set -e; for seed in $(SEEDS); do \
-	  $(SNAKEMAKE) --cores all --snakefile $(CURDIR)/Snakefile --profile $(CURDIR)/profiles/default \
-	    --directory runs/seed$$seed --config seed=$$seed prepared=$(CURDIR)/results \
+	  $(SNAKEMAKE) --cores all --snakefile '$(CURDIR)/Snakefile' --profile '$(CURDIR)/profiles/default' \
+	    --directory $(RUNS)/seed$$seed --config seed=$$seed 'prepared=$(CURDIR)/results' \
 	    data=$(DATA) 'models=[$(MODEL)]' \
 	    'methods=[$(subst $(space),$(comma),$(STUDIED))]'; \
 	done
-	$(BIN)/python workflow/scripts/summary.py --results $(SEEDS:%=runs/seed%/results) --models $(MODEL) \
-	  --methods $(STUDIED) --out runs
+	$(BIN)/python workflow/scripts/summary.py --results $(SEEDS:%=$(RUNS)/seed%/results) --models $(MODEL) \
+	  --methods $(STUDIED) --out $(RUNS)
 
 # What docs/results.md shows of a study.
 keep-results:
 	mkdir -p docs/results/$(DATA)
-	cp runs/summary.md runs/summary.tsv runs/differences.svg docs/results/$(DATA)/
+	cp $(RUNS)/summary.md $(RUNS)/summary.tsv $(RUNS)/differences.svg docs/results/$(DATA)/
 	$(BIN)/python docs/tables.py docs/results.md
 
 # Tests in as many processes as there are cores, four at most.
@@ -115,4 +116,4 @@ bench-ppo: $(ENV)/.ready .venv-peer/.ready
 # After Snakemake itself was killed: removes the lock it left on this folder, or on FOLDER (runs/seed2).
 FOLDER := .
 unlock: $(ENV)/.ready
-	$(BIN)/snakemake --unlock --snakefile $(CURDIR)/Snakefile --directory $(FOLDER)
+	$(BIN)/snakemake --unlock --snakefile '$(CURDIR)/Snakefile' --directory $(FOLDER)

@@ -1,6 +1,6 @@
 """Validation accuracy over seconds and samples of training, by way of learning, from one start and its reward models.
 
-    python benchmarks/learning.py --results runs/seed1/results runs/seed2/results --out runs/learning
+    python benchmarks/learning.py --results runs/study/seed{1,2,3}/results --out runs/learning
 
 Each folder of results is one seed of a run that has `rllr_mix` (`make study`): its merged sft_wrat model, its reward
 models, its prompts. Every way of WAYS is trained from there, one after the other; a way that is finished is not trained
@@ -23,6 +23,7 @@ sys.path.insert(0, str(PROGRAMS))
 
 from rllr.config import load_yaml  # noqa: E402
 from rllr.files import read_jsonl  # noqa: E402
+from rllr.tasks import agrees, load_tasks  # noqa: E402
 
 GAIN = 0.05  # of validation accuracy over the start: what is waited for
 EVERY = 5  # iterations between validations
@@ -69,6 +70,7 @@ def trained(way: str, results: Path, model: str, out: Path) -> Iterator[tuple[fl
 def direct(results: Path, model: str, out: Path) -> tuple[float, int, float]:
     """(seconds, pairs, validation accuracy) of the run's finished dpo."""
     stages, data = results / model, data_of(results)
+    tasks = load_tasks(data / "tasks.json")
     found = out / "predictions.jsonl"
     if not found.is_file():
         run(
@@ -78,7 +80,11 @@ def direct(results: Path, model: str, out: Path) -> tuple[float, int, float]:
         )  # fmt: skip
     rows, log = ([row for _, row in read_jsonl(path)] for path in (found, stages / "dpo/train_log.jsonl"))
     pairs = sum("loss" in row for row in log) * load_yaml(stages / "dpo/config.yaml")["batch_size"]
-    return log[-1]["train_runtime"], pairs, mean(row["prediction"] == row["label"] for row in rows)
+    return (
+        log[-1]["train_runtime"],
+        pairs,
+        mean(agrees(row["prediction"], row["label"], tasks[row["task"]]) for row in rows),
+    )
 
 
 def data_of(results: Path) -> Path:

@@ -4,7 +4,7 @@
 
 Dry runs of everything for a growing number of the paper's models and methods, in an empty run folder: the time of the
 whole command, and the jobs in it (SFT and reward models are trained once, whatever number of methods use them). Then
-a run of the jobs that do next to nothing (they write a stage's config), whose time is Snakemake's own.
+a run of the jobs that do next to nothing (they write down what a program's results rest on): Snakemake's own time.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
         jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
         training = sum(jobs[rule] for rule in TRAINING & jobs.keys())
         print(f"| {models} | {methods} | {jobs['total']} | {training} | {seconds:.1f} |", flush=True)
-    targets = [f"results/{model}/{method}/config.yaml" for model in MODELS for method in METHODS]
+    targets = [f"results/.code/{path.stem}.yaml" for path in (ROOT / "workflow/scripts").glob("*.py")]
     with tempfile.TemporaryDirectory() as folder:
         nothing = min(snakemake(folder, "--dry-run", "--", *targets)[0] for _ in range(args.repeats))
         seconds, _ = snakemake(folder, "--", *targets)

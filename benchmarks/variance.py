@@ -1,6 +1,6 @@
 """How large the noise of the policy gradient is beside its mean, by baseline, samples and batch, on fixed weights.
 
-    python benchmarks/variance.py --results runs/seed1/results
+    python benchmarks/variance.py --results runs/study/seed1/results
 
 Reads a run that has `rllr_mix` (`make study`), and takes gradients at its start, the merged sft_wrat model with a fresh
 adapter, of one batch of other prompts after the other; nothing is trained. For gradients g of batches, G their mean:

@@ -124,6 +124,11 @@ def test_a_known_model_gives_its_own_probabilities(tokenizer):
     assert confidence.certainty({"logprobs": found}, TOPICS)["probabilities"] == pytest.approx(shares, abs=1e-5)
 
 
+def test_scores_of_a_wide_range_are_weighed_in_a_hundred_steps():
+    found = confidence.choices(Task("points", "score", low=5, high=1005, metric="pearson"))
+    assert found[:2] == ["5", "15"] and found[-1] == "1005" and len(found) == 101
+
+
 def test_scores_are_weighed_as_they_are_written():
     assert confidence.choices(SIMILARITY)[:12] == ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9",
                                                    "1", "1.1"]  # fmt: skip

@@ -8,15 +8,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import CueAnnotator
+from rllr.data.build import Builder
 from rllr.data.catalogue import FILES
-from rllr.data.plan import share_out
+from rllr.data.plan import USES, share_out
 from rllr.data.rejected import is_wrong, score_weights, usable, wrong_labels
 from rllr.data.spec import TaskSpec
 from rllr.tasks import Task, load_tasks, read_label
@@ -541,12 +544,33 @@ def test_that_the_leak_test_can_see_a_leak():
     assert all("as a whole" not in text for text in leaky)
 
 
+def test_pairs_that_share_their_first_text_are_hidden_from_each_other(tmp_path):
+    premises = [f"Premise {n // 3}{'.' * (n % 3)}" for n in range(60)]  # alike but for punctuation
+    lines = [
+        json.dumps(["x", str(n), text, f"hypothesis {n}", "yes"]).encode() + b"\n" for n, text in enumerate(premises)
+    ]
+    (tmp_path / "rows").write_bytes(b"".join(lines))
+    builder = object.__new__(Builder)
+    builder.rows = SimpleNamespace(task=np.zeros(60, int), offset=np.cumsum([0, *map(len, lines)]))
+    builder.plan = SimpleNamespace(uses=np.full(60, USES["statistics"]))
+    builder.spool, builder.names, builder.folds = str(tmp_path / "rows"), ["pairs"], 5
+    folds = [ask.fold for _, ask in builder.read(np.arange(60))]
+    assert folds[::3] == folds[1::3] == folds[2::3] and set(folds) == set(range(5))
+    builder.plan.uses[:] = 0
+    assert {ask.fold for _, ask in builder.read(np.arange(60))} == {-1}
+
+
 def test_unreadable_confusion_names_the_file(tmp_path):
     from rllr.data.rejected import read_confusion
 
     (tmp_path / "c.json").write_text('{"other": {}}')
     with pytest.raises(UserError, match=r"c\.json: key other"):
         read_confusion(str(tmp_path / "c.json"), {})
+    tasks = {"mood": Task("mood", "label", ("good", "bad"))}
+    for text, told in (("[]", "expected task"), ('{"mood": {"good": {"bad": "12"}}}', r"good\.bad: found '12'")):
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(UserError, match=rf"c\.json: .*{told}"):
+            read_confusion(str(tmp_path / "c.json"), tasks)
 
 
 def test_token_lengths(tmp_path, merged):

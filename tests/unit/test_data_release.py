@@ -95,6 +95,15 @@ def test_published_files(tmp_path):
     assert labels.count("negative") == 1 and None in labels
 
 
+def test_a_held_out_text_is_no_training_text_whatever_the_instruction(tmp_path):
+    files = good()
+    words = {"instruction": "Reason, then say the sentiment."}
+    files["sft_train"] = [review(n, says("positive")) | words for n in range(20)]
+    assert prepare(release(tmp_path, **files), tmp_path).returncode == 0
+    held = {row["input"] for file in ("test", "validation") for row in read(tmp_path / "out", file)}
+    assert len(held) == 4 and not held & {row["input"] for row in read(tmp_path / "out", "sft_train")}
+
+
 def test_json_lines_and_byte_order_are_no_matter(tmp_path):
     rows = [review(n, [says("positive"), says("negative")]) for n in range(9)]
     assert prepare(release(tmp_path, rllr_reward_train=rows), tmp_path, "a").returncode == 0

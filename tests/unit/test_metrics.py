@@ -38,6 +38,14 @@ def answers(task: Task, n: int, seed: int, unparsed: float = 0.1) -> tuple[list,
     return gold, [None if lost else s for s, lost in zip(said, generator.random(n) < unparsed, strict=True)]
 
 
+def test_a_label_that_occurs_nowhere_is_no_part_of_f1():
+    labels = STARS.labels[:2]
+    assert task_metrics(rows(STARS, list(labels), list(labels)), STARS)["f1_macro"] == 1
+    assert task_metrics(rows(STARS, list(labels), [labels[0], STARS.labels[2]]), STARS)["f1_macro"] == pytest.approx(
+        1 / 3
+    )
+
+
 @pytest.mark.parametrize("task", [REVIEWS, PAIRS, STARS], ids=lambda t: t.name)
 def test_accuracy_and_f1_are_scikit_learns(task):
     gold, said = answers(task, 200, seed=1)

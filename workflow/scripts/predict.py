@@ -102,8 +102,9 @@ def main() -> None:
         from rllr.predict.test_file import predict_file
 
         predict_file(
-            config, paths, tasks, args.data, args.validation, votes, claims, args.out, described=not args.model
-        )
+            config, paths, tasks, args.data, args.validation, votes, claims, known.get("temperatures", {}), args.out,
+            described=not args.model,
+        )  # fmt: skip
         return
     if not args.task:
         parser.error("give --data and --out, or --task")

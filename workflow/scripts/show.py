@@ -51,9 +51,10 @@ def main() -> None:
         listed = f"'models=[{folder.name}]' 'methods=[{','.join(methods)}]'"
         print(f"  .venv/bin/snakemake --cores all --config {listed} -- {report}  # curves, confusions, examples")
         print("  .venv/bin/snakemake --cores all  # the other methods that config/config.yaml lists, with a report")
-    task = next(iter(read_json(folder / methods[-1] / "model.json")["tasks"]))
+    task, fields = next(iter(read_json(folder / methods[-1] / "model.json")["tasks"].items()))
+    second = ' --text2 "and another"' if "{text2}" in fields["input"] else ""
     program = ".venv/bin/python workflow/scripts/predict.py"
-    print(f'  {program} --model {folder / methods[-1]} --task {task} --text "A text of yours"')
+    print(f'  {program} --model {folder / methods[-1]} --task {task} --text "A text of yours"{second}')
 
 
 if __name__ == "__main__":

@@ -178,12 +178,13 @@ class Builder:
     def read(self, chunk: np.ndarray) -> list[tuple[int, Ask]]:
         """(row number, the Ask for its own label) of each row."""
         rows, counted = self.rows, self.plan.uses[chunk] & USES["statistics"] > 0
-        folds = np.where(counted, (rows.key[chunk] % np.uint64(self.folds)).astype(np.int64), -1)
-        columns = (chunk, rows.task[chunk], folds, rows.offset[chunk], rows.offset[chunk + 1])
+        columns = (chunk, rows.task[chunk], counted, rows.offset[chunk], rows.offset[chunk + 1])
         result = []
         with open(self.spool, "rb") as file:
-            for i, task, fold, start, end in zip(*(column.tolist() for column in columns), strict=True):
+            for i, task, seen, start, end in zip(*(column.tolist() for column in columns), strict=True):
                 _, row_id, text, text2, label = json.loads(os.pread(file.fileno(), end - start, start))
+                # By the first text: pairs that share it (a premise, once a label) tell of each other.
+                fold = hash64(normalise(text)) % self.folds if seen else -1
                 result.append((i, Ask(self.names[task], row_id, text, text2, label, fold)))
         return result
 

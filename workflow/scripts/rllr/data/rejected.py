@@ -66,6 +66,8 @@ def wrong_labels(
 def read_confusion(path: str, tasks: dict[str, Task]) -> dict:
     """A JSON file `{task: {gold: {predicted: count}}}`, checked."""
     confusion = read_json(path)
+    if not isinstance(confusion, dict):
+        raise UserError(f"{path}: expected task -> gold label -> predicted label -> count")
     for task, golds in confusion.items():
         if task not in tasks:
             raise UserError(f"{path}: key {task}: no such task, expected one of {', '.join(tasks)}")
@@ -75,6 +77,9 @@ def read_confusion(path: str, tasks: dict[str, Task]) -> dict:
             for label in (gold, *row) if isinstance(row, dict) else (gold, None):
                 if label is None or read_label(respond(None, label), tasks[task]) != label:
                     raise UserError(f"{path}: key {task}.{gold}: found {label!r}, expected a label with counts")
+            for label, count in row.items():
+                if not isinstance(count, int | float):
+                    raise UserError(f"{path}: key {task}.{gold}.{label}: found {count!r}, expected a count")
     return confusion
 
 

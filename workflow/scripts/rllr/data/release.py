@@ -162,7 +162,7 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
                 if file not in TRAINING:
                     emit(file, row)
                     continue
-                whole = hash64(json.dumps([key, row.get("output")]))
+                whole = hash64(json.dumps([row["task"], key, row.get("output")]))
                 if whole in seen:
                     counts["dropped", row["task"], f"{file}: duplicates, removed"] += 1
                     continue
@@ -190,4 +190,5 @@ def build_release(config: DataConfig, folder: Path) -> dict[str, Any]:
 
 
 def _key(row: dict) -> int:
-    return hash64(f"{normalise(row['instruction'])}\n{normalise(row['input'])}")
+    """What says that two rows are about the same text: files word their instructions differently."""
+    return hash64(normalise(row["input"]) or normalise(row["instruction"]))

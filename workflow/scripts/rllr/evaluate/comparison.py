@@ -4,12 +4,11 @@ from collections import defaultdict
 
 import numpy as np
 
-from rllr.evaluate.label_metrics import RESAMPLES, numbers, pearson
+from rllr.evaluate.label_metrics import numbers, pearson, resampled
 from rllr.tasks import Task
 
 EXACT = 25  # discordant rows
 POWER = 2.8  # standard errors that a two-sided test at the 5% level finds with 80% power (1.96 + 0.84)
-BLOCK = 100  # resamples drawn at a time: all at once are GiBs where a task has tens of thousands of rows
 
 
 def _by_task(rows: list[dict]) -> dict[str, list[dict]]:
@@ -46,7 +45,7 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
     least = 0.0
     ours_alone = theirs_alone = counted = 0
     for task in a:
-        picks = (generator.integers(0, len(a[task]), (BLOCK, len(a[task]))) for _ in range(RESAMPLES // BLOCK))
+        picks = resampled(len(a[task]), generator)
         if tasks[task].metric == "pearson":
             (gold, mine), (_, other) = numbers(a[task], tasks[task]), numbers(b[task], tasks[task])
             observed = pearson(gold, mine) - pearson(gold, other)
@@ -62,15 +61,15 @@ def difference(ours: list[dict], theirs: list[dict], tasks: dict[str, Task]) -> 
         ids = tuple(row["id"] for row in a[task])
         found[task] = {"difference": float(observed), "resampled": drawn, "rows": ids}
         least += len(a[task]) ** -2  # two methods that agree everywhere still could have differed in a row
-    resampled = np.mean([own["resampled"] for own in found.values()], axis=0)
-    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    drawn = np.mean([own["resampled"] for own in found.values()], axis=0)
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     p = mcnemar(ours_alone, theirs_alone) if counted else None
-    error = max(float(resampled.std()), least**0.5 / len(a))
+    error = max(float(drawn.std()), least**0.5 / len(a))
     few = counted == len(a) and ours_alone + theirs_alone < EXACT
     return {
         "difference": float(np.mean([own["difference"] for own in found.values()])),
         "ci95": [low, high],
-        "resampled": resampled,
+        "resampled": drawn,
         "rows": sum((own["rows"] for own in found.values()), ()),
         "tasks": found,
         "discordant": (ours_alone, theirs_alone) if counted else None,
@@ -129,8 +128,8 @@ def detectable_over_runs(differences: list[dict]) -> float | None:
     n = len(differences)
     if n < 2 or len({d["rows"] for d in differences}) > 1:
         return None
-    resampled = np.mean([d["resampled"] for d in differences], axis=0)
-    rows = max(float(resampled.std()), min(d["error"] for d in differences) / n**0.5)
+    drawn = np.mean([d["resampled"] for d in differences], axis=0)
+    rows = max(float(drawn.std()), min(d["error"] for d in differences) / n**0.5)
     runs = float(np.std([d["difference"] for d in differences], ddof=1)) / n**0.5
     # The noncentrality with which Student's t leaves its central 95% four times in five: 2.8 only with many runs.
     found = brentq(lambda x: nct.sf(t.ppf(0.975, n - 1), n - 1, x) - 0.8, 2, 100)

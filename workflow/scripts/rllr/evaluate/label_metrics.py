@@ -2,13 +2,20 @@
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 import numpy as np
 
 from rllr.tasks import Task
 
 RESAMPLES = 2000
+BLOCK = 100  # resamples drawn at a time: all at once are GiBs where a task has tens of thousands of rows
 BINS = 10  # of the expected calibration error
+
+
+def resampled(n: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """RESAMPLES bootstrap samples of n rows, (BLOCK, n) places at a time."""
+    return (generator.integers(0, n, (BLOCK, n)) for _ in range(RESAMPLES // BLOCK))
 
 
 def wilson(right: float, n: int) -> list[float]:
@@ -111,8 +118,7 @@ def task_metrics(rows: list[dict], task: Task) -> dict:
         result["spearman"] = float(spearmanr(gold, said).statistic) if varied else 0.0
     if task.metric == "pearson":
         generator = np.random.default_rng(0)
-        picks = generator.integers(0, len(rows), (RESAMPLES, len(rows)))
-        values = [pearson(gold[p], said[p]) for p in picks]
+        values = [pearson(gold[p], said[p]) for block in resampled(len(rows), generator) for p in block]
         interval = np.quantile(values, [0.025, 0.975]).tolist()
         return {**result, "value": pearson(gold, said), "ci95": interval, "most_frequent": 0.0}
     gold_labels = [row["label"] for row in rows]
@@ -121,7 +127,7 @@ def task_metrics(rows: list[dict], task: Task) -> dict:
     result |= {"value": right / len(rows), "ci95": wilson(right, len(rows))}
     result["most_frequent"] = Counter(gold_labels).most_common(1)[0][1] / len(rows)
     result["f1_macro"] = float(
-        f1_score(gold_labels, said_labels, labels=list(task.labels), average="macro", zero_division=0)
+        f1_score(gold_labels, said_labels, labels=list(task.labels), average="macro", zero_division=np.nan)
     )
     if task.f1:
         result["f1"] = float(f1_score([g == task.f1 for g in gold_labels], [s == task.f1 for s in said_labels]))

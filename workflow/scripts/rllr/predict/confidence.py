@@ -25,10 +25,10 @@ def choices(task: Task) -> list[str]:
     """The labels that are weighed against each other; for a score about a hundred steps of its range, as written."""
     if task.kind != "score":
         return list(task.labels)
-    digits = max(0, 2 - math.ceil(math.log10(task.high - task.low)))
+    digits = 2 - math.ceil(math.log10(task.high - task.low))
     step = 10.0**-digits
     count = math.floor((task.high - task.low) / step + 1e-9)
-    return [f"{round(task.low + i * step, digits) + 0.0:g}" for i in range(count + 1)]
+    return [f"{round(task.low + i * step, max(0, digits)) + 0.0:g}" for i in range(count + 1)]
 
 
 def completed(answer: str, task: Task, claims: dict[str, str] | None = None) -> tuple[list[str], bool] | None:

@@ -63,7 +63,7 @@ def temperatures(validation: list[dict], done: dict[str, dict], tasks: dict[str,
 
 def predict_file(
     config: PredictConfig, paths: dict, tasks: dict, data: Path, validation: Path | None, votes: int,
-    claims: dict[str, dict[str, str]], out: Path, described: bool,
+    claims: dict[str, dict[str, str]], known: dict[str, float], out: Path, described: bool,
 ) -> None:  # fmt: skip
     """Answer every row of `data`, keeping answers as they come so that an interrupted run goes on from there.
 
@@ -71,6 +71,7 @@ def predict_file(
         validation: rows, answered too, by which label probabilities are calibrated; None: they stay as they are.
         votes: answers sampled per prompt, which vote; 0: one answer each.
         claims: task -> label -> claim, from `claims_by_label`.
+        known: task -> temperature of its label probabilities, where `validation` fits none.
         described: write model.json beside `out`.
     """
     from tqdm import tqdm
@@ -111,7 +112,7 @@ def predict_file(
                     file.write(json.dumps({"id": left[i]["id"], **answer}, ensure_ascii=False) + "\n")
                 file.flush()
                 bar.update(len(indices))
-        fitted = temperatures(held, done, tasks)
+        fitted = known | temperatures(held, done, tasks)
         if described:
             found = {"max_new_tokens": config.max_new_tokens, "votes": votes, "claims": claims, "temperatures": fitted}
             describe(out.with_name("model.json"), paths, tasks, rows, **found)

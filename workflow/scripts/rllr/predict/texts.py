@@ -93,7 +93,7 @@ class Texts:
 
 def parse(line: bytes, task: Task) -> dict:
     """A line's `text`, and where the task takes two `text2`: the line itself, with a tab between two texts, or a JSON
-    object. `error`, with the line in `line`, where it is neither.
+    object. `error`, with the line in `line`, where it is neither. (Empty lines are passed over.)
     """
     try:
         text = line.decode().rstrip("\r\n")
