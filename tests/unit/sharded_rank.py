@@ -49,7 +49,8 @@ def scored(base: str, score: str) -> list[list[float]]:
     model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().pow(2).sum().backward()
     ends = claim_ends(tokenizer, plain.config.vocab_size) if claims else None
     reward = rewards.Reward(model.eval(), ends)
-    _, found = pairwise.evaluate(reward, {"label_sensitive": pairs()}, Encoder(tokenizer, 64), 4, torch.float32)
+    encoded = {"label_sensitive": pairwise.encode(pairs(), Encoder(tokenizer, 64))}
+    _, found = pairwise.evaluate(reward, {"label_sensitive": pairs()}, encoded, tokenizer, 4, torch.float32)
     return [[row["chosen"], row["rejected"]] for row in found]
 
 
