@@ -27,7 +27,8 @@ demo: $(ENV)/.ready
 	@$(BIN)/python workflow/scripts/show.py results/smollm2 $(DEMO)
 
 # The paper's claim, for or against: every method with several seeds, each in a run folder of its own,
-# runs/<data>/seed<n>. Data and base model are shared. Go on after an interruption with the same command; MODEL, DATA and SEEDS may be given.
+# runs/<data>/seed<n>. Data and base model are shared. Go on after an interruption with the same command; MODEL, DATA
+# and SEEDS may be given.
 MODEL := smollm2
 DATA := study
 SEEDS := 1 2 3

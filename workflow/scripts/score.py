@@ -20,8 +20,8 @@ from pathlib import Path
 from rllr import cli
 from rllr.cli import UserError
 from rllr.config import load_stage
-from rllr.files import read_jsonl, write_jsonl
-from rllr.lm.tokens import Encoder, valid
+from rllr.files import read_jsonl, writable, write_jsonl
+from rllr.lm.tokens import Encoder
 from rllr.train.trainer import RewardConfig
 
 
@@ -39,7 +39,7 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
             raise UserError(f"{where} line {number}: no {' and no '.join(missing)}, and its id is not in --data")
         if not isinstance(response.get("answer"), str):
             raise UserError(f"{where} line {number}: field answer: expected text, found {response.get('answer')!r:.80}")
-        if valid(repeated := json.dumps(response, ensure_ascii=False)) != repeated:
+        if not writable(response):
             raise UserError(f"{where} line {number}: found half of a surrogate pair, expected Unicode text")
         found.append({"id": f"line {number}", **prompt, "answer": response["answer"]})
     if not found:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,6 +62,14 @@ def write_json(path: Path | str, value: Any) -> None:
     with atomic_file(path) as file:
         json.dump(plain(value), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can write one, UTF-8 cannot
+
+
+def writable(value: Any) -> bool:
+    """Whether a value read from JSON can be written as UTF-8: it holds no half of a surrogate pair."""
+    return not HALF.search(json.dumps(value, ensure_ascii=False))
 
 
 def read_json(path: Path | str) -> Any:

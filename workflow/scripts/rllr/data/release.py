@@ -18,9 +18,9 @@ from rllr.data.build import hash64, normalise
 from rllr.data.catalogue import FILES
 from rllr.data.counts import count_row
 from rllr.data.mixing import mix
-from rllr.data.sources import HALF, MAX_CHARS
+from rllr.data.sources import MAX_CHARS
 from rllr.data.spec import DataConfig
-from rllr.files import read_json, read_jsonl
+from rllr.files import read_json, read_jsonl, writable
 from rllr.rows import is_pair
 from rllr.tasks import Task, read_label
 
@@ -47,7 +47,7 @@ def read_release(file: str, path: str, config: DataConfig, counts: Counter) -> I
             if not isinstance(value, str) or len(value) > MAX_CHARS:
                 what = "nothing" if value is None else f"{len(str(value))} characters of {type(value).__name__}"
                 raise UserError(f"{where}: field {field}: found {what}, expected a text of at most {MAX_CHARS}")
-        if HALF.search(json.dumps(raw, ensure_ascii=False)):
+        if not writable(raw):
             raise UserError(f"{where}: found half of a surrogate pair, expected Unicode text")
         task = next((task for task, match in patterns if not match or re.search(match, raw["instruction"])), None)
         if task is None:

@@ -6,7 +6,6 @@ import glob
 import io
 import json
 import math
-import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from typing import IO, Any, NamedTuple
 
 from rllr.cli import UserError
 from rllr.data.spec import TaskSpec
+from rllr.files import HALF
 
 MAX_CHARS = 100_000  # a longer text is a broken file, not an input of an NLU task
-HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which UTF-8 cannot write
 csv.field_size_limit(2**31 - 1)  # our own limit speaks, with the field's name
 
 

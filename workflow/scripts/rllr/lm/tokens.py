@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rllr.cli import UserError, log
+from rllr.files import HALF
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,8 +22,8 @@ IGNORED = -100  # label of a token that is not trained
 
 
 def valid(text: str) -> str:
-    """The text with a replacement character for each lone surrogate (JSON can write one, UTF-8 cannot)."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    """The text with a replacement character for each lone surrogate."""
+    return HALF.sub("\ufffd", text)
 
 
 class Controls:

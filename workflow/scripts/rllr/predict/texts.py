@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 
 from rllr.cli import UserError
-from rllr.lm.tokens import valid
+from rllr.files import writable
 from rllr.predict.confidence import certainty
 from rllr.predict.predictor import Predictor
 from rllr.tasks import Task, read_label
@@ -108,7 +108,7 @@ def parse(line: bytes, task: Task) -> dict:
         for field in ("text", "text2")[: 1 + two]:
             if not isinstance(given.get(field), str) or not given[field].strip():
                 return {"error": f"field {field}: expected a text, found {given.get(field)!r:.80}", "line": text}
-        if valid(repeated := json.dumps(given, ensure_ascii=False)) != repeated:
+        if not writable(given):
             return {"error": "half of a surrogate pair; expected Unicode text", "line": text}
         if not two and "text2" in given:
             return {"error": f"task {task.name} takes one text", "line": text}
