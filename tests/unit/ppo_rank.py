@@ -23,13 +23,16 @@ def iteration(trainer: Trainer, stored: dict) -> dict:
     share = [i for i in range(len(stored["responses"])) if i // samples % ranks.world() == ranks.rank()]
     parts = (stored[part] for part in ("rows", "prompts", "responses", "logprobs", "entropies"))
     rollout = Rollout(*([part[i] for i in share] for part in parts))
-    texts, _raw, scores = trainer.score(rollout)
-    batch, metrics = trainer.advantages(rollout, texts, scores)
-    metrics |= trainer.optimise(batch)
+    if trainer.claims:
+        trainer.choices.ids = stored["ids"]
+    claims = trainer.judge(rollout) if trainer.claims else None
+    texts, raw, scores = trainer.score(rollout, claims)
+    batch, metrics = trainer.advantages(rollout, texts, scores, raw.get("rationale"))
+    metrics |= trainer.optimise(batch, claims)
     return {
         "metrics": metrics,
         "parameters": {name: p.detach().clone() for name, p in trainer.backbone.trained().items()},
-        "moments": vars(trainer.moments),
+        "moments": vars((trainer.choices if trainer.exact else trainer).moments),
     }
 
 

@@ -23,6 +23,7 @@ from rllr.ppo.scoring import Rewards, RunningMoments
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
 PROMPTS = [[10, 11, 12], [20, 21, 22, 23, 24, 25], [30], [40, 41], [50, 51, 52, 53], [60, 61, 62], [70, 71], [80]]
 RESPONSES = [[5, 6, 2], [7], [8, 9, 10, 11, 2], [2], [12, 13], [14, 15, 16, 2], [9, 9, 9], [33, 2]]
+CLAIMS = {"movie_reviews": {"negative": "Dull,", "positive": "Bright and warm,"}}
 
 
 def config(**changes) -> PPOConfig:
@@ -442,8 +443,12 @@ def test_moments_survive_a_restart():
 
 @pytest.mark.parametrize(
     ("prompts", "changes"),
-    [(7, {}), (3, {"baseline": "leave_one_out", "samples_per_prompt": 4, "batch_size": 4})],
-    ids=["ppo", "groups"],
+    [
+        (7, {}),
+        (3, {"baseline": "leave_one_out", "samples_per_prompt": 4, "batch_size": 4}),
+        (7, {"baseline": "all_labels", "claims": CLAIMS, "temperature": 0.05}),
+    ],
+    ids=["ppo", "groups", "all_labels"],
 )
 def test_two_processes_equal_one_on_stored_rollouts(
     merged, reward_folders, tokenizer, demo_tasks, tmp_path, prompts, changes
@@ -454,14 +459,20 @@ def test_two_processes_equal_one_on_stored_rollouts(
     # An odd number of prompts: the processes get uneven shares.
     rollout = trainer.roll_out(rows(prompts), PROMPTS[:prompts], 0, list(range(prompts)))
     rewards = {role: str(folder) for role, folder in reward_folders.items()}
-    stored = {**vars(rollout), "merged": str(merged), "rewards": rewards, "changes": changes}
+    # A claim that the random policy says, of one token; and one that it does not.
+    ids = dict(zip(CLAIMS["movie_reviews"].values(), ([5, 6, 7], rollout.responses[0][:1])))
+    stored = {**vars(rollout), "merged": str(merged), "rewards": rewards, "changes": changes, "ids": ids}
     torch.save(stored, tmp_path / "state.pt")
     expected = ppo_rank.iteration(trainer, stored)
 
     two_processes.run(ppo_rank.__file__, tmp_path / "state.pt", tmp_path / "result.pt")
     found = torch.load(tmp_path / "result.pt", weights_only=True)
-    keys = ("policy_loss", "ratio", "gradient_norm", "kl", "samples", *(["value_loss"] if not changes else []))
-    for key in keys:
+    own = {
+        "value": ["policy_loss", "value_loss"],
+        "leave_one_out": ["policy_loss"],
+        "all_labels": ["label_mass", "expected_label_reward"],  # its policy loss is 0 but for rounding
+    }
+    for key in ("ratio", "gradient_norm", "kl", "samples", *own[changes.get("baseline", "value")]):
         assert found["metrics"][key] == pytest.approx(expected["metrics"][key], rel=1e-4, abs=1e-6), key
     assert found["moments"] == pytest.approx(expected["moments"], rel=1e-5)
     for name, parameter in expected["parameters"].items():

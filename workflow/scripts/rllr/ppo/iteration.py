@@ -378,7 +378,7 @@ class Trainer:
             before = logprobs.detach() if self.single else old
             if self.exact:  # the claim's tokens have their gradient from all labels
                 mask = mask & ~claim_part(sequences.tokens, sequences.kept, self.choices.ends)
-            policy, _, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
+            policy, clipped = loss_of(logprobs, before, advantages, mask, config.clip)
             self.backward(policy / count, "policy loss", batch.rollout, micro)
             value = torch.zeros((), device=device)
             if batch.values is not None and batch.value_loss is None:

@@ -9,38 +9,34 @@ import torch
 
 def policy_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Clipped surrogate.
 
     Args:
         logprobs, old, advantages: (B, R). mask: (B, R) bool.
 
     Returns:
-        sums over response tokens of the loss, of the ratio, and of the share where clipping binds.
+        sums over response tokens of the loss, and of the share where clipping binds.
     """
     ratio = torch.exp((logprobs - old) * mask)
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return (
-        (torch.maximum(plain, clipped) * mask).sum(),
-        (ratio * mask).sum().detach(),
-        ((clipped > plain) * mask).sum().detach(),
-    )
+    return (torch.maximum(plain, clipped) * mask).sum(), ((clipped > plain) * mask).sum().detach()
 
 
 def group_policy_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Clipped surrogate of whole responses: the ratio of their probabilities (Ahmadian et al. 2024; as in trl).
 
     Args:
         logprobs, old: (N, R). advantages: (N,). mask: (N, R) bool.
 
     Returns:
-        sums over responses of the loss, of the ratio, and of the share where clipping binds.
+        sums over responses of the loss, and of the share where clipping binds.
     """
     ratio = torch.exp(((logprobs - old) * mask).sum(1))
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(plain, clipped).sum(), ratio.sum().detach(), (clipped > plain).sum().detach()
+    return torch.maximum(plain, clipped).sum(), (clipped > plain).sum().detach()
 
 
 def value_loss(

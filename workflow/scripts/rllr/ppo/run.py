@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -74,10 +75,13 @@ class Run:
         with stage_lock(self.out):
             self.set_up()
             inputs = [self.config_file, self.base, *self.folders.values()]
-            inputs += [self.data / name for name in ("unsupervised.jsonl", "validation.jsonl", "tasks.json")]
+            responses = METHODS[self.config.stage].answers_like  # they give the claims, and answers their room
+            inputs += [self.data / f"{name}.jsonl" for name in ("unsupervised", "validation", responses)]
+            inputs += [self.data / "tasks.json"]
             checkpoints.prepare(self.checkpoints, inputs, tau=self.threshold.value)
             self.resume()
-            self.iterate()
+            with closing(self.board) if self.board else nullcontext():
+                self.iterate()
             if ranks.rank() == 0:
                 self.write_outputs()
             checkpoints.finish(self.checkpoints, inputs)
