@@ -261,6 +261,7 @@ def test_memory_grows_with_what_it_should():
     assert floors[1] - floors[0] == 4 * sizes.lora_parameters(LORA)
     without = budget.memory(sizes, PPO | {"baseline": "leave_one_out"}, "ppo", 2)["floor"]
     assert floors[1] - without == budget.ADAM * sizes.lora_parameters(LORA)  # no value function
+    assert budget.memory(sizes, PPO | {"lora": {**LORA, "dropout": 0.1}}, "ppo") == budget.memory(sizes, PPO, "ppo")
     groups = PPO | {"samples_per_prompt": 4, "micro_batch_size": 8}
     peaks = [budget.memory(sizes, groups | {"rollout_batch_size": rows}, "ppo")["peak"] for rows in (1, 128)]
     assert peaks[1] - peaks[0] > 32 * (1536 + 3 * 256) ** 2 * 2  # a mask for each prompt's responses

@@ -97,6 +97,22 @@ def test_label_probabilities_are_those_of_the_whole_answers(merged, tokenizer):
                 assert found[i][label] == pytest.approx(expected - shared, abs=2e-3)
 
 
+@pytest.mark.parametrize("size", [1, 60, 200])
+def test_no_more_continuations_are_read_side_by_side_than_asked(merged, tokenizer, monkeypatch, size):
+    model, encoder = models.load_causal(merged, torch.float32), Encoder(tokenizer, 500)
+    tasks, seen = [REVIEWS, SIMILARITY, TOPICS, SIMILARITY, SIMILARITY, REVIEWS], []
+
+    def counted(model, prompts, continuations, *rest):
+        seen.append(list(map(len, continuations)))
+        return [[0.0] * len(own) for own in continuations]
+
+    monkeypatch.setattr(confidence, "continuation_logprobs", counted)
+    prompts, answers = [[5] * (90 - 10 * i) for i in range(6)], ["Label: 3"] * 6
+    confidence.label_logprobs(model, encoder, prompts, answers, tasks, size, torch.float32)
+    assert all(sum(rows) <= size or len(rows) == 1 for rows in seen) and sum(map(len, seen)) == 6
+    assert len(seen) == {1: 6, 60: 3, 200: 1}[size]
+
+
 def test_a_known_model_gives_its_own_probabilities(tokenizer):
     """A table for a model: after ":" and " " the first letter decides, and the probabilities are the table's."""
     shares = {"a": 0.5, "b": 0.2, "c": 0.2, "d": 0.1}
@@ -135,6 +151,7 @@ def test_scores_are_weighed_as_they_are_written():
     assert confidence.choices(SIMILARITY)[-1] == "5" and len(confidence.choices(SIMILARITY)) == 51
     assert confidence.choices(Task("x", "score", low=-1, high=1))[:2] == ["-1", "-0.9"]
     assert len(confidence.choices(Task("x", "score", low=0, high=1))) == 101
+    assert confidence.choices(Task("x", "score", low=0, high=5e6))[-2:] == ["4900000", "5000000"]
     assert confidence.choices(Task("x", "score", low=0, high=100))[-2:] == ["99", "100"]
     task = Task("x", "score", low=0.5, high=3.75)
     assert all(read_label(f"Label: {label}", task) == label for label in confidence.choices(task))
@@ -149,6 +166,8 @@ def test_an_answer_line_of_another_form_is_completed_where_it_stands():
         True,
     )
     assert confidence.completed("Hm.", task) is None  # how it would go on is not known
+    task = Task("x", "label", ("yes", "no"), answer=r"(?m)^(?:the answer is (\w+)|unsure)$")
+    assert confidence.completed("unsure", task) is None
 
 
 def test_an_answer_that_begins_with_its_label_decides_there(merged, tokenizer):
@@ -320,6 +339,6 @@ def test_what_is_too_unsure_has_no_label():
 
 def test_two_texts_stand_on_a_line_or_in_an_object():
     assert parse(b"a\tb\n", PAIRS) == {"text": "a", "text2": "b"} == parse(b'{"text": "a", "text2": "b"}', PAIRS)
-    assert "takes two texts" in parse(b"a b\n", PAIRS)["error"]
+    assert all("takes two texts" in parse(line, PAIRS)["error"] for line in (b"a b\n", b"a\t\n", b"\tb\n"))
     assert "surrogate" in parse(rb'{"text": "\ud83d", "text2": "b"}', PAIRS)["error"]
     assert "field text2: expected a text, found None" in parse(b'{"text": "a"}\n', PAIRS)["error"]

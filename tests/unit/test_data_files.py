@@ -397,6 +397,9 @@ def test_file_annotator(tmp_path):
     (tmp_path / "rationales.jsonl").write_text('{"id": "topics-1", "label": "sea"}\n')
     done = prepare(config, tmp_path)
     assert done.returncode == 1 and "rationales.jsonl line 1: field rationale: found None" in done.stderr
+    (tmp_path / "rationales.jsonl").write_text('{"id": "topics-1", "label": "sea", "rationale": "so \\ud83d"}\n')
+    done = prepare(config, tmp_path)
+    assert done.returncode == 1 and "rationales.jsonl line 1: found half of a surrogate pair" in done.stderr
 
 
 def test_confusion_comes_first(tmp_path):

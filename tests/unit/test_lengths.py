@@ -40,6 +40,9 @@ def test_one_in_a_hundred_may_be_cut(tmp_path, tokenizer):
         answer_room(20, file_of(tmp_path, [30, *[10] * 98]), encoder)
     with pytest.raises(UserError, match=r"sft_with_rat_train\.jsonl: the file is empty"):
         answer_room("auto", file_of(tmp_path, []), encoder)
+    (tmp_path / "test.jsonl").write_text('{"id": "1", "input": "x", "label": "sea"}\n')
+    with pytest.raises(UserError, match=r"test\.jsonl line 1: field output: expected a response text, found None"):
+        answer_room("auto", tmp_path / "test.jsonl", encoder)
 
 
 def test_prediction_and_ppo_refuse_before_a_model_is_loaded(merged, tmp_path, monkeypatch, capsys, demo_tasks):

@@ -233,6 +233,7 @@ def test_the_page_is_whole_and_self_contained(run, tmp_path):
     scores = [{"set": s, "task": "reviews", "chosen": 0.5, "rejected": 0.1} for s in ("label_sensitive", "validation")]
     plots.pairs(scores, "x", reward / "pairs.svg")
     log = [{"iteration": i, "loss": 1 / i, "learning_rate": 0.1, "validation_accuracy": 0.5} for i in (1, 2, 3)]
+    log = [{**line, "explained_variance": None} for line in log]  # as where returns do not vary
     plots.curves(log, "x", run / "m/rllr/curves.svg")
     for method in ("sft_wrat", "rllr"):
         lines = predictions(0.5, 0, 20)
@@ -275,6 +276,9 @@ def test_numbers_are_counted_in_a_confusion_matrix_by_rounding(tmp_path):
     first = (tmp_path / "x.svg").read_bytes()
     plots.confusion(lines, TASKS, "x", tmp_path / "x.svg")
     assert (tmp_path / "x.svg").read_bytes() == first  # the same data give the same file
+    tasks = {"points": Task("points", "score", low=5, high=1005, metric="pearson")}
+    plots.confusion([{"task": "points", "label": "812", "prediction": "7.5"}], tasks, "x", tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").stat().st_size < 100_000  # tenths of the range
 
 
 def samples(n: int, seed: int = 0) -> list[dict]:
@@ -441,6 +445,9 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", [*command, "--text", "short"])
     predict.main()
     assert "votes" in json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", [*command, "0", "--text", "short"])
+    predict.main()
+    assert "votes" not in json.loads(capsys.readouterr().out)
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()

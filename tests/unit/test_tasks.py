@@ -1,8 +1,10 @@
 """Reading labels from answers: a table of cases."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rllr.tasks import Task, agrees, read_label, respond
+from rllr.tasks import Task, agrees, read_label, respond, written
 
 SENTIMENT = Task("sentiment", "label", ("positive", "negative"))
 PARAPHRASE = Task("paraphrase", "label", ("equivalent", "not equivalent"), f1="equivalent")
@@ -153,6 +155,15 @@ def test_what_is_written_is_read_back():
         for label in task.labels:
             assert read_label(respond("Because of Label words.", label), task) == label
             assert read_label(respond(None, label), task) == label
+
+
+@settings(deadline=None)
+@given(st.floats(-10_000_000, 10_000_000), st.integers(0, 6))
+def test_a_written_score_is_read_back_whatever_its_size(score, decimals):
+    task = Task("points", "score", low=-10_000_000, high=10_000_000, metric="pearson")
+    label = written(round(score, decimals))
+    assert read_label(respond(None, label), task) == label
+    assert float(label) == pytest.approx(score, abs=0.51 * 10**-decimals) and "e" not in label
 
 
 def test_an_answer_pattern_of_other_data():

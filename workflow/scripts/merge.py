@@ -19,7 +19,6 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from peft import PeftModel
     from transformers import AutoConfig
 
     from rllr.base import register
@@ -28,8 +27,7 @@ def main() -> None:
     register()
     tokenizer = models.load_tokenizer(args.base)
     stored = AutoConfig.from_pretrained(args.base).dtype or torch.float32
-    model = PeftModel.from_pretrained(models.load_causal(args.base, torch.float32), args.adapter)
-    merged = model.merge_and_unload().to(stored)
+    merged = models.load_adapter(args.base, args.adapter, torch.float32).to(stored)
     with atomic_dir(args.out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

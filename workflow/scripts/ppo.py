@@ -29,7 +29,8 @@ def main() -> None:
     args = parser.parse_args()
 
     tasks = load_tasks(args.data / "tasks.json")
-    name = load_yaml(args.config).get("stage")
+    values = load_yaml(args.config)
+    name = values.get("stage") if isinstance(values, dict) else None
     if name not in trained_by("ppo"):
         raise UserError(f"{args.config}: stage: expected one of {', '.join(trained_by('ppo'))}, found {name!r}")
     method = METHODS[name]

@@ -44,8 +44,8 @@ def main() -> None:
         "--votes",
         type=int,
         nargs="?",
-        const=0,
-        help="sample so many answers (default: the config's), whose labels vote",
+        const=-1,
+        help="sample so many answers (default: the config's), whose labels vote; 0: one greedy answer",
     )
     model.add_argument("--best-of", type=int, help="samples per prompt with --reward (default: the config's best_of)")
     prompts = parser.add_argument_group("the prompts: --data and --out, or --task")
@@ -93,9 +93,10 @@ def main() -> None:
     if config.max_new_tokens == "auto":
         parser.error("max_new_tokens is auto: give --responses, the file that answers are to be like")
     claims = known.get("claims", {})
-    votes = known.get("votes", 0) if args.votes is None else args.votes or config.votes
+    asked = config.votes if args.votes == -1 else args.votes
+    votes = known.get("votes", 0) if asked is None else asked
     if votes < 0 or (votes and paths["reward"]):
-        parser.error("--votes: expected a number above 0, and no --reward")
+        parser.error("--votes: expected 0 or more, and no --reward beside votes")
     if args.data and args.out:
         if args.abstain_below:
             parser.error("--abstain-below is for texts; metrics.json has the accuracy by coverage")
@@ -116,6 +117,8 @@ def main() -> None:
     task = tasks[args.task]
     if not 0 <= args.abstain_below <= 1 or (args.abstain_below and task.kind == "score"):
         parser.error("--abstain-below: expected a probability from 0 to 1, and a task with labels")
+    if args.text is None and args.text2 is not None:
+        parser.error("--text2 needs --text")
     if args.text is not None and (args.text2 is None) == ("{text2}" in task.input):
         parser.error(f"task {task.name} takes {'two texts' if args.text2 is None else 'one text'}")
 

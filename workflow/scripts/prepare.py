@@ -80,7 +80,8 @@ def write_files(args: Arguments, raw: dict, where: str, cache: Path, folder: Pat
 def main() -> None:
     args = arguments()
     raw = load_yaml(args.config)
-    raw.pop("rests_on", None)  # the workflow's note of what else the files are made from
+    if isinstance(raw, dict):
+        raw.pop("rests_on", None)  # the workflow's note of what else the files are made from
     where = f"config/data/{args.name}.yaml" if args.name else str(args.config)
     load_config(raw, where)
     if args.store:

@@ -22,6 +22,7 @@ from rllr.cli import UserError
 from rllr.config import load_stage
 from rllr.files import read_jsonl, writable, write_jsonl
 from rllr.lm.tokens import Encoder
+from rllr.rows import bad_history
 from rllr.train.trainer import RewardConfig
 
 
@@ -29,7 +30,8 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
     """The prompt row and answer of each response: instruction, input, history and answer.
 
     Raises:
-        UserError: a response has no answer, or neither a prompt of its own nor an id among `rows`; or is no Unicode.
+        UserError: a response has no answer, or neither a prompt of its own nor an id among `rows`; or something is no
+            Unicode text or history.
     """
     found = []
     for number, response in responses:
@@ -39,6 +41,8 @@ def joined(responses: list[tuple[int, dict]], rows: dict[str, dict], where: str)
             raise UserError(f"{where} line {number}: no {' and no '.join(missing)}, and its id is not in --data")
         if not isinstance(response.get("answer"), str):
             raise UserError(f"{where} line {number}: field answer: expected text, found {response.get('answer')!r:.80}")
+        if problem := bad_history(prompt):
+            raise UserError(f"{where} line {number}: {problem}")
         if not writable(response):
             raise UserError(f"{where} line {number}: found half of a surrogate pair, expected Unicode text")
         found.append({"id": f"line {number}", **prompt, "answer": response["answer"]})

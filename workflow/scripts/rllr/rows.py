@@ -94,6 +94,14 @@ def _read(path: Path | str, tasks: dict[str, Task], check: Callable[[dict], str 
     return rows
 
 
+def bad_history(row: dict) -> str | None:
+    """What is wrong with a row's earlier turns, if it has any."""
+    turns = row.get("history", [])
+    if not isinstance(turns, list) or not all(map(is_pair, turns)):
+        return f"field history: expected a list of [user, assistant] texts, found {turns!r:.80}"
+    return None
+
+
 def _missing(row: dict, tasks: dict[str, Task]) -> str | None:
     for field, kind in _FIELDS.items():
         if field not in row:
@@ -102,9 +110,8 @@ def _missing(row: dict, tasks: dict[str, Task]) -> str | None:
             return f"field {field}: expected text, found {row[field]!r:.80}"
     if row["task"] not in tasks:
         return f"field task: unknown task {row['task']!r}; expected one of {', '.join(tasks)}"
-    turns = row.get("history", [])
-    if not isinstance(turns, list) or not all(map(is_pair, turns)):
-        return f"field history: expected a list of [user, assistant] texts, found {turns!r:.80}"
+    if problem := bad_history(row):
+        return problem
     if not (row["instruction"].strip() or row["input"].strip()):
         return "instruction and input are both empty"
     return None

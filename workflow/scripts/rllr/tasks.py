@@ -71,6 +71,11 @@ def _normalise(text: str) -> str:
     return text.strip(" \t.,;:!?*`'\"()[]{}<>\u201c\u201d\u2026")
 
 
+def written(score: float) -> str:
+    """A score as labels have it: six digits after the point at most, without those that say nothing."""
+    return f"{round(score, 6) + 0.0:.6f}".rstrip("0").rstrip(".")  # -0 is 0
+
+
 def read_label(answer: str, task: Task) -> str | None:
     """The label in the last answer line of `answer`, as the task writes it; None if none can be read.
 
@@ -84,7 +89,7 @@ def read_label(answer: str, task: Task) -> str | None:
     said = _normalise(lines[-1])
     if task.kind == "score":
         value = _number(said, task.high)
-        return None if value is None or not task.low <= value <= task.high else f"{value + 0.0:g}"  # -0 is 0
+        return None if value is None or not task.low <= value <= task.high else written(value)
     known = {_normalise(label): label for label in task.labels}
     if said in known:
         return known[said]

@@ -12,7 +12,7 @@ from rllr.data.annotators import Ask
 from rllr.data.annotators.cue import STOP_WORDS, sentence, words
 from rllr.data.mixing import mix
 from rllr.data.spec import TaskSpec
-from rllr.files import read_json
+from rllr.files import HALF, read_json
 from rllr.tasks import Task, read_label, respond
 
 
@@ -117,6 +117,6 @@ def _answer_line(pattern: str) -> re.Pattern:
 
 def usable(rationale: str | None, label: str, task: Task) -> bool:
     """Whether rationale and label make a response from which exactly this label is read."""
-    if not rationale or not rationale.strip():
+    if not rationale or not rationale.strip() or HALF.search(rationale):
         return False
     return _answer_line(task.answer).search(rationale) is None and _reads_back(task, label)

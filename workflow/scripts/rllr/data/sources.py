@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 from rllr.cli import UserError
 from rllr.data.spec import TaskSpec
 from rllr.files import HALF
+from rllr.tasks import written
 
 MAX_CHARS = 100_000  # a longer text is a broken file, not an input of an NLU task
 csv.field_size_limit(2**31 - 1)  # our own limit speaks, with the field's name
@@ -119,7 +120,7 @@ def label_reader(spec: TaskSpec, source: dict) -> Callable[[Any, str], str | Non
                 raise UserError(
                     f"{where}: field {column}: found {value!r}, expected a number from {task.low:g} to {task.high:g}"
                 )
-            return f"{round(score, spec.decimals) + 0.0:g}"  # -0 is 0
+            return written(round(score, spec.decimals))
         label = str(value).strip()
         if task.kind == "stars" and label not in task.labels:
             label = f"{number(value, where):g}"

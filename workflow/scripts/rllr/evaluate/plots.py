@@ -25,6 +25,7 @@ PANELS = {
     "learning rate": ["learning_rate"],
 }
 COLOURS = ["#1f6fb4", "#c4541a", "#2c8a4b", "#7a4fa3", "#a8841c", "#b83280", "#178f92", "#6b7280"]
+WHOLE = 12  # whole numbers of a score's range that a confusion matrix shows one by one
 
 
 def smooth(values: list[float], weight: float = 0.9) -> list[float]:
@@ -69,7 +70,7 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
         rows: lines of train_log.jsonl; `step` or `iteration` is the x axis.
     """
     x_key = "iteration" if any("iteration" in row for row in rows) else "step"
-    shown = {name: [k for k in keys if any(k in row for row in rows)] for name, keys in PANELS.items()}
+    shown = {name: [k for k in keys if any(row.get(k) is not None for row in rows)] for name, keys in PANELS.items()}
     shown = {name: keys for name, keys in shown.items() if keys}
     figure, axes = panels(len(shown), 3, 4, 2.6)
     for axis, (name, keys) in zip(axes, shown.items(), strict=True):
@@ -141,7 +142,8 @@ def differences(found: dict[str, dict[str, dict[str, dict]]], baseline: str, pat
 
 
 def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) -> None:
-    """One matrix a task: gold labels down, labels read from the answers across; scores are rounded to whole numbers.
+    """One matrix a task: gold labels down, labels read from the answers across; of scores the nearest whole numbers, or
+    tenths of a wide range.
 
     Args:
         rows: lines of predictions.jsonl.
@@ -152,16 +154,22 @@ def confusion(rows: list[dict], tasks: dict[str, Task], title: str, path: Path) 
     figure, axes = panels(len(shown), 2, 5, 4)
     for axis, task in zip(axes, shown, strict=True):
         own = [row for row in rows if row["task"] == task.name]
-        score = task.kind == "score"
-        labels = [f"{v}" for v in range(round(task.low), round(task.high) + 1)] if score else list(task.labels)
+        labels = list(task.labels)
+        if task.kind == "score":
+            whole = range(round(task.low), round(task.high) + 1)
+            labels = [f"{v:g}" for v in (whole if len(whole) <= WHOLE else np.linspace(task.low, task.high, 11))]
         columns = [*labels, "unparsed"]
 
-        def name(label: str | None, score: bool = score) -> str:
-            return "unparsed" if label is None else f"{round(float(label))}" if score else label
+        def place(label: str | None, task: Task = task, labels: list[str] = labels) -> int:
+            if label is None:
+                return len(labels)
+            if task.kind != "score":
+                return labels.index(label)
+            return labels.index(min(labels, key=lambda known: abs(float(known) - float(label))))
 
         counts = np.zeros((len(labels), len(columns)), int)
         for row in own:
-            counts[labels.index(name(row["label"])), columns.index(name(row["prediction"]))] += 1
+            counts[place(row["label"]), place(row["prediction"])] += 1
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (i, j), count in np.ndenumerate(counts):

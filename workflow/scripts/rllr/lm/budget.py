@@ -176,6 +176,8 @@ def memory(sizes: Sizes, config: dict, section: str, rewards: int = 0) -> dict[s
         peak = generation(sizes, config["batch_size"], length, width, caches=2)
         return {"floor": floor, "peak": OVERHEAD * (floor + peak)}
     lora, rows = config["lora"], config["micro_batch_size"]
+    if section == "ppo":  # which has no dropout
+        lora = {**lora, "dropout": 0.0}
     adapter = sizes.lora_parameters(lora)
     trained = 2 if section == "ppo" and config["baseline"] == "value" else 1  # policy and value function
     floor += adapter * (trained * ADAM + 4 * rewards)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rllr.rows import read_responses
 from rllr.tasks import Task, read_label
 
-AGREE = 0.95  # of a label's rationales that must make one and the same claim
+AGREE = 0.95  # of a task's rationales that for their label must make one and the same claim
 MOST = 20  # different claims of a task with scores: more of them is free text
 
 

@@ -24,9 +24,15 @@ def answer_room(setting: int | str, responses: Path, encoder: Encoder) -> int:
         encoder: gives a response's tokens, EOS included.
 
     Raises:
-        UserError: the number cuts more than CUT_SHARE of the responses; the file has none.
+        UserError: the number cuts more than CUT_SHARE of the responses; the file has none, or a row without.
     """
-    lengths = [len(encoder.response(row["output"])) for _, row in read_jsonl(responses)]
+    lengths = []
+    for number, row in read_jsonl(responses):
+        if not isinstance(row.get("output"), str):
+            raise UserError(
+                f"{responses} line {number}: field output: expected a response text, found {row.get('output')!r:.80}"
+            )
+        lengths.append(len(encoder.response(row["output"])))
     if not lengths:
         raise UserError(f"{responses}: the file is empty; expected the responses that answers are to be like")
     longest = max(lengths)

@@ -2,7 +2,9 @@
 
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from rllr.lm import fitting, models
 from rllr.lm.choices import continuation_logprobs
 from rllr.lm.generation import Reading
-from rllr.tasks import ANSWER, Task, read_label, respond
+from rllr.tasks import ANSWER, Task, read_label, respond, written
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ def choices(task: Task) -> list[str]:
     digits = 2 - math.ceil(math.log10(task.high - task.low))
     step = 10.0**-digits
     count = math.floor((task.high - task.low) / step + 1e-9)
-    return [f"{round(task.low + i * step, max(0, digits)) + 0.0:g}" for i in range(count + 1)]
+    return [written(round(task.low + i * step, max(0, digits))) for i in range(count + 1)]
 
 
 def completed(answer: str, task: Task, claims: dict[str, str] | None = None) -> tuple[list[str], bool] | None:
@@ -52,7 +54,7 @@ def completed(answer: str, task: Task, claims: dict[str, str] | None = None) -> 
             capital = str.upper if claim[2][0].isupper() else str.lower if claim[2] not in task.labels else str
             return [f"{claim[1]}{capital(label[0])}{label[1:]}{claim[3]}" for label in task.labels], False
     lines = list(re.finditer(task.answer, answer))
-    if lines:
+    if lines and lines[-1].group(1) is not None:
         start, said = lines[-1].start(1), lines[-1].group(1)
         before = answer[: start + len(said) - len(said.lstrip())]
         space = " " if not said and before.endswith(":") else ""
@@ -96,7 +98,8 @@ def label_logprobs(
             )
 
     while rows:
-        size = max(1, batch_size // len(rows[0][2]))
+        together = list(accumulate(len(continuations) for *_, continuations in rows[:batch_size]))
+        size = max(1, bisect_right(together, batch_size))
         batch, rows = rows[:size], rows[size:]
         for part, values in fitting.parts("label probabilities", batch, size, scored):
             for (i, *_), own in zip(part, values, strict=True):

@@ -13,7 +13,7 @@ from rllr.predict.confidence import certainty, fit_temperature
 from rllr.predict.model_file import PredictConfig, describe
 from rllr.predict.predictor import Predictor
 from rllr.rows import read_prompts
-from rllr.tasks import Task, read_label
+from rllr.tasks import Task, dump_tasks, read_label
 
 HELD = "validation/"  # before the ids of validation rows
 
@@ -82,6 +82,7 @@ def predict_file(
         held = [{**row, "id": HELD + row["id"]} for row in read_prompts(validation, tasks, need_labels=True)]
     with stage_lock(out.parent):
         used = {"best_of": config.best_of, "votes": votes, "claims": claims, "max_new_tokens": config.max_new_tokens}
+        used["tasks"] = dump_tasks(tasks)
         inputs = [data, *([validation] if held else []), *filter(None, paths.values())]
         mark = fingerprint(inputs, **used)
         partial = out.with_name("predictions.partial.jsonl")
@@ -97,21 +98,21 @@ def predict_file(
             asked, room = samples * len(left), config.max_new_tokens
             work = duration.answering(asked, words / len(left), room, config.batch_size)
             estimate = budget.check(paths["base"], asdict(config), "predict", work, out.parent, loaded)
-        predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes, claims)
-        with (
-            open(partial, "a", encoding="utf-8") as file,
-            tqdm(total=len(left), desc="predicting", mininterval=2) as bar,
-        ):
-            if not done and not file.tell():
-                file.write(json.dumps({"fingerprint": mark}) + "\n")
-            prompts = [predictor.prompt(row) for row in left]
-            predictor.encoder.report("prompts", list(map(len, prompts or [[]])))
-            for indices, answers in predictor.answers(left, prompts):
-                for i, answer in zip(indices, answers, strict=True):
-                    done[left[i]["id"]] = answer
-                    file.write(json.dumps({"id": left[i]["id"], **answer}, ensure_ascii=False) + "\n")
-                file.flush()
-                bar.update(len(indices))
+            predictor = Predictor(config, paths["base"], paths["adapter"], paths["reward"], tasks, votes, claims)
+            with (
+                open(partial, "a", encoding="utf-8") as file,
+                tqdm(total=len(left), desc="predicting", mininterval=2) as bar,
+            ):
+                if not done and not file.tell():
+                    file.write(json.dumps({"fingerprint": mark}) + "\n")
+                prompts = [predictor.prompt(row) for row in left]
+                predictor.encoder.report("prompts", list(map(len, prompts)))
+                for indices, answers in predictor.answers(left, prompts):
+                    for i, answer in zip(indices, answers, strict=True):
+                        done[left[i]["id"]] = answer
+                        file.write(json.dumps({"id": left[i]["id"], **answer}, ensure_ascii=False) + "\n")
+                    file.flush()
+                    bar.update(len(indices))
         fitted = known | temperatures(held, done, tasks)
         if described:
             found = {"max_new_tokens": config.max_new_tokens, "votes": votes, "claims": claims, "temperatures": fitted}

@@ -14,7 +14,7 @@ from rllr.predict.confidence import certainty
 from rllr.predict.predictor import Predictor
 from rllr.tasks import Task, read_label
 
-AHEAD = 8  # batches read ahead at most: rows of one length stand together among so many
+AHEAD = 8  # batches answered together at most: rows of one length stand together among so many
 
 
 class Texts:
@@ -115,8 +115,8 @@ def parse(line: bytes, task: Task) -> dict:
         return {key: value for key, value in given.items() if key != "error"}
     if not two:
         return {"text": text}
-    first, tab, second = text.partition("\t")
-    if not tab:
+    first, _, second = text.partition("\t")
+    if not (first.strip() and second.strip()):
         told = f"task {task.name} takes two texts, with a tab between them or as JSON; found {text!r:.80}"
         return {"error": told, "line": text}
     return {"text": first, "text2": second}

@@ -5,7 +5,7 @@ from collections import defaultdict
 from rllr.cli import UserError
 from rllr.data.annotators import Ask
 from rllr.data.spec import TaskSpec
-from rllr.files import read_jsonl
+from rllr.files import read_jsonl, writable
 
 
 class FileAnnotator:
@@ -25,6 +25,8 @@ class FileAnnotator:
             for field in ("id", "label", "rationale"):
                 if not isinstance(row.get(field), str) or not row[field].strip():
                     raise UserError(f"{path} line {number}: field {field}: found {row.get(field)!r:.80}, expected text")
+            if not writable(row):
+                raise UserError(f"{path} line {number}: found half of a surrogate pair, expected Unicode text")
             self.rationales[row["id"], row["label"]].append(row["rationale"].strip())
         if not self.rationales:
             raise UserError(f"{path}: no rows, expected at least one")
