@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from rllr import ranks
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -50,6 +52,7 @@ class EveryRowOnce:
     accelerator: Any
     items: Callable[[dict], Any]
     loss_sum: Callable[[torch.nn.Module, dict], torch.Tensor]
+    pairs: torch.Tensor | None = None  # (2,) those ranked right, and all, since the last line of the log
 
     def _get_train_sampler(self, train_dataset: "Dataset | None" = None) -> OptimiserBatches:
         args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
@@ -66,6 +69,23 @@ class EveryRowOnce:
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         self.batches.set_epoch(epoch)  # resuming within an epoch, accelerate's wrappers do not pass it on
         return super()._run_epoch(*args, epoch=epoch, **kwargs)  # type: ignore[misc]  # the trainer's
+
+    def count_pairs(self, better: torch.Tensor, real: torch.Tensor) -> None:
+        """Note the pairs of a micro-batch whose chosen side is ahead, for the log; both (B,) bool.
+
+        Args:
+            real: the two sides differ.
+        """
+        found = torch.stack([(better & real).sum(), real.sum()]).float()
+        self.pairs = found if self.pairs is None else self.pairs + found
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With the accuracy on the step's pairs, those of all processes."""
+        if self.pairs is not None:
+            right, pairs = ranks.total(self.pairs).tolist()
+            logs = {**logs, "pair_accuracy": right / pairs} if pairs else logs
+            self.pairs = None
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]  # the trainer's
 
     def compute_loss(
         self,

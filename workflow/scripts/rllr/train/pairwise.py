@@ -68,12 +68,7 @@ def make_trainer(model: PreTrainedModel, pad: int, dtype: torch.dtype, **argumen
             model(**inputs, use_cache=False)
             scores = captured["scores"].squeeze(-1)[group, places]
             last = scores.gather(1, kept.sum(1, keepdim=True) - 1)[:, 0]
-            real = differing(tokens, kept).any(1)
-            right, pairs = ranks.total(
-                torch.stack([((last[::2] > last[1::2]) & real).sum(), real.sum()]).float()
-            ).tolist()
-            if pairs:
-                self._metrics["train"]["pair_accuracy"].append(right / pairs)
+            self.count_pairs(last[::2] > last[1::2], differing(tokens, kept).any(1))
             return pairwise_loss(scores, tokens, kept).sum()
 
     # The model's forward returns the last score only; the head's per-token output is caught on its way, so that
@@ -125,7 +120,7 @@ def tell_by_claims(rows: list[dict], tasks: dict[str, Task]) -> bool:
 
 
 def pair_metrics(rows: list[dict], chosen: torch.Tensor, rejected: torch.Tensor) -> dict:
-    """Pair accuracy (ties count half) and mean margin, overall and per task; all pairs' scores for plots."""
+    """Pair accuracy (ties count half) and mean margin, overall and per task."""
     wins = defaultdict(list)
     margins = defaultdict(list)
     for row, c, r in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):

@@ -85,8 +85,7 @@ def make_trainer(
             logprobs = torch.zeros(kept.shape, device=found.device).masked_scatter(kept, found)
             real = differing(tokens, kept).any(1)
             ratio = (logprobs.sum(1) - reference).detach()
-            right = ((ratio[::2] > ratio[1::2]) & real).sum() / real.sum().clamp(min=1)
-            self._metrics["train"]["pair_accuracy"].append(right.item())
+            self.count_pairs(ratio[::2] > ratio[1::2], real)
             return (preference_loss(logprobs, reference, kept, beta, sft_weight) * real).sum()
 
     return PreferenceTrainer(model=model, data_collator=collate, **arguments)
