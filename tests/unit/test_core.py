@@ -128,6 +128,7 @@ def test_only_the_newest_two_checkpoints_stay(tmp_path):
 def test_merge_and_typed():
     assert merge({"a": {"b": 1, "c": 2}, "l": [1]}, {"a": {"b": 3}}, {"l": [2]}) == {"a": {"b": 3, "c": 2}, "l": [2]}
     assert typed({"a": {"b": "1e-5", "c": "yes it is", "d": ["2"]}}) == {"a": {"b": 1e-5, "c": "yes it is", "d": [2]}}
+    assert typed({"licence": "A: B: C"}) == {"licence": "A: B: C"}
 
 
 def test_a_key_given_twice_is_refused(tmp_path):

@@ -47,7 +47,9 @@ def forget(run) -> None:
 # Data
 
 
-def test_one_changed_test_row_reruns_prediction_alone(own):
+def test_a_changed_test_row_and_what_is_reported_rerun_prediction_alone(own):
+    config = own.folder / "config/data/own.yaml"
+    config.write_text(config.read_text().replace("    kind: label\n", "    kind: label\n    f1: positive\n"))
     path = own.folder / "rows/test.jsonl"
     path.write_text(path.read_text().replace("number 100.", "number 100, truly."))
     trained = (own.folder / "results/tiny/sft/adapter/adapter_model.safetensors").stat().st_mtime_ns
@@ -56,6 +58,7 @@ def test_one_changed_test_row_reruns_prediction_alone(own):
     assert jobs == REDO_DATA | {"Resolving results/tiny/predict/config"} | chain("sft", ppo=False)
     assert (own.folder / "results/tiny/sft/adapter/adapter_model.safetensors").stat().st_mtime_ns == trained
     assert "truly" in (own.folder / "results/data/own/test.jsonl").read_text()
+    assert '"f1": ' in (own.folder / "results/tiny/sft/metrics.json").read_text()
     assert own.planned(*SFT) == set()
 
 
@@ -184,6 +187,25 @@ def test_a_run_folders_own_config_and_stages_come_first(again):
     assert (resolved["seed"], resolved["best_of"]) == (2, 3)
     again("results/tiny/predict/config.yaml", "--config", "seed=3")  # the command line comes before both
     assert yaml.safe_load((again.folder / "results/tiny/predict/config.yaml").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rllr: {learning_rate: 0.5}\n", "(top level): unknown key rllr; expected one of: launch, lora, sft, "),
+        ("launch: {processes: 0}\n", "launch.processes: 0 is less than the minimum of 1"),
+        ("ppo:\n", "ppo: None is not of type 'object'"),
+    ],
+)
+def test_stages_yaml_is_checked_as_a_whole(again, text, expected):
+    (again.folder / "config/stages.yaml").write_text(text)
+    assert f"config/stages.yaml: {expected}" in told(again, *ALL)
+
+
+def test_what_a_cluster_is_asked_for_and_a_licence_train_nothing(again):
+    assert again.planned(*ALL, *again.config(base={"size": 1.0})) == set()
+    planned = again.planned(*ALL, *again.config(base={"licence": "MIT"}))
+    assert planned == {"Resolving results/tiny/base", "Preparing the base model of tiny"}
 
 
 def test_trackers_rerun_nothing(again):

@@ -105,6 +105,7 @@ BAD_CONFIGS = [
     (["results/tiny/rm_rllr/model"], "expected a method, found rm_rllr"),
     (["--config", "report_to="], "report_to: None is not of type 'array'"),
     (["results/tinny/rllr/metrics.json"], "unknown model 'tinny'"),
+    (["results/tiny1.5/rllr/metrics.json"], "unknown model 'tiny1.5'"),
     (["results/tiny/rllr_mixed/metrics.json"], "unknown method 'rllr_mixed'"),
 ]
 
@@ -137,12 +138,24 @@ def test_rows_that_a_method_needs_are_asked_for_before_any_work(again):
     again("-n", "results/tiny/sft_wrat/metrics.json")  # which needs no pairs
     rows_of_the_data(again, test=None, validation=None, validation_label_pairs=None, test_label_pairs=20)
     again("-n", "results/tiny/rllr/adapter")
-    done = again("-n", "results/tiny/rllr/metrics.json", check=False)
-    assert "demo.yaml: rows.test: missing; prediction needs test.jsonl" in done.stdout + done.stderr
+
+    def missing(*arguments: str) -> str:
+        done = again("-n", *arguments, check=False)
+        assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    prediction = "demo.yaml: rows.test: missing; prediction needs test.jsonl"
+    for target in ("results/tiny/rllr/metrics.json", "results/summary.md"):
+        assert prediction in missing(target)
+    best = again.config(rllr={"keep": "best"})
+    assert "rows.validation: missing; keep: best of rllr needs" in missing("results/tiny/rllr/adapter", *best)
     rows_of_the_data(again, test=20)
-    for target in ([], ["results/report.html"]):
-        done = again("-n", *target, check=False)
-        assert "rows.validation: missing; reward quality needs validation.jsonl" in done.stdout + done.stderr
+    for target in ([], ["report"]):
+        assert "rows.validation: missing; reward quality needs validation.jsonl" in missing(*target)
+    rows_of_the_data(again, validation=20)
+    tau = "missing; label_reward_threshold: auto of rllr_mix needs label_sensitive_pairs_for_validation.jsonl"
+    assert f"rows.validation_label_pairs: {tau}" in missing("results/tiny/rllr_mix/adapter")
+    again("-n", "results/tiny/rllr_mix/adapter", *again.config(ppo={"label_reward_threshold": 1.0}))
 
 
 def test_data_without_validation_and_rationale_tests_will_do(again):

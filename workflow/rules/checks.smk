@@ -23,11 +23,14 @@ def targets():
     _, arguments = parse_args(sys.argv[1:])
     if arguments.target_jobs or arguments.list_rules or arguments.unlock:
         return []
+    named = set(arguments.targets) or {"all"}
     asked = [target for target in arguments.targets if target.startswith("results/")]
-    everything = not arguments.targets or "all" in arguments.targets
-    if everything or "results/report.html" in asked:
-        for model in config["models"]:
+    page = named & {"all", "report", "results/report.html"}
+    summary = {"summary", "results/differences.svg", *(f"results/summary.{form}" for form in ("tsv", "md", "html"))}
+    for model in config["models"]:
+        if page or named & summary:
             asked += [f"results/{model}/{method}/metrics.json" for method in config["methods"]]
+        if page:
             asked += [f"results/{model}/{reward_model}/quality.json" for reward_model in REPORT_MODELS]
     return asked
 
@@ -38,7 +41,7 @@ def check_targets():
     for target in targets():
         if match := re.match(r"results/data/([^/]+)/", target):
             data_made_from(match[1])
-        match = re.match(r"results/(?!data/|packages/)([^/.]+)/([^/]+)/(.*?)/?$", target)
+        match = re.match(r"results/(?!data/|packages/|\.)([^/]+)/([^/]+)/(.*?)/?$", target)
         if match:
             model, method, what = match.groups()
             model_config(model)
@@ -64,12 +67,24 @@ def check_stages(model, method, asked):
     for stage in dict.fromkeys([*before, method, *rewards, *asked]):
         if stage not in SECTIONS:
             continue
-        stage_yaml(model, stage)
-        for file in needed_files(stage):
+        values, what = stage_yaml(model, stage), TOLD.get(stage, stage)
+        needed = {file: what for file in needed_files(stage)}
+        if values.get("keep") == "best":
+            needed["validation"] = f"keep: best of {stage}"
+        if capped(model, stage) and values["label_reward_threshold"] == "auto":
+            needed["label_sensitive_pairs_for_validation"] = f"label_reward_threshold: auto of {stage}"
+        for file, what in needed.items():
             if not asks_for(data_config(data), file):
                 raise UserError(
-                    f"config/data/{data}.yaml: {missing_rows(data_config(data), file)}; {TOLD.get(stage, stage)} needs {file}.jsonl"
+                    f"config/data/{data}.yaml: {missing_rows(data_config(data), file)}; {what} needs {file}.jsonl"
                 )
+
+
+def capped(model, stage):
+    """Whether a method's label reward is that of a head, which tau caps beside a rationale reward."""
+    label = METHODS[stage].label_reward if stage in METHODS else None
+    by_model = label in REWARD_MODELS and METHODS[stage].rationale_reward
+    return by_model and stage_yaml(model, label)["score"] == "head"
 
 
 TOLD = {"predict": "prediction", "quality": "reward quality"}  # stages that go by another name among people

@@ -16,7 +16,7 @@ PROGRAMS = ROOT / "workflow" / "scripts"  # said in shell commands alone: where 
 sys.path.insert(0, str(PROGRAMS))
 
 from rllr.cli import UserError
-from rllr.config import check_model, load_yaml, merge, schema, stage_config, typed, validate
+from rllr.config import check_defaults, check_model, load_yaml, merge, schema, stage_config, typed, validate
 from rllr.data.catalogue import ASKED_BY, FILES, asks_for, files_of, missing_rows, needed_files
 from rllr.data.packages import find_package, own_files
 from rllr.files import read_json
@@ -47,7 +47,11 @@ def checked():
     """config.yaml, checked before anything reads it; returns the values of all stages."""
     config["overrides"] = typed(config["overrides"])
     validate(config, schema("config"), "config/config.yaml")
-    return merge(*(load_yaml(f / "stages.yaml") for f in reversed(CONFIG_FOLDERS) if (f / "stages.yaml").is_file()))
+    files = [folder / "stages.yaml" for folder in reversed(CONFIG_FOLDERS) if (folder / "stages.yaml").is_file()]
+    values = [load_yaml(file) or {} for file in files]
+    for file, given in zip(files, values):
+        check_defaults(given, str(file))
+    return merge(*values)
 
 
 DEFAULTS = checked()
@@ -171,7 +175,8 @@ def data_file(name):
 
 def base_made_from(model):
     """Everything that the base model's folder is made from, as YAML text."""
-    base, template = model_config(model)["base"], model_config(model)["template"]
+    base, template = {**model_config(model)["base"]}, model_config(model)["template"]
+    base.pop("size", None)  # which is about what a job asks for
     own = None if template == "tokenizer" else config_file("templates", template, ".jinja").read_text(encoding="utf-8")
     rests_on = {"code": code_digest("base.py")}
     if base["source"] == "scratch":
@@ -180,6 +185,22 @@ def base_made_from(model):
         files = [path for path in sorted(Path(base["path"]).glob("*")) if path.is_file()]
         rests_on["weights"] = {path.name: digest for path, digest in file_digests(files, REMEMBERED).items()}
     return yaml.safe_dump({"base": base, "template": own, "rests_on": rests_on}, sort_keys=False)
+
+
+def base_digest(model):
+    """Digest of what decides the base model's answers: neither its licence nor where its files lie."""
+    made_from = yaml.safe_load(base_made_from(model))
+    for key in ("licence", "path"):
+        made_from["base"].pop(key, None)
+    return text_digest(yaml.safe_dump(made_from))
+
+
+def tasks_digest(data, stage):
+    """Digest of tasks.json; what is reported of a task is no reason to train again, or to sample."""
+    tasks = read_json(f"results/data/{data}/tasks.json")
+    if stage != "predict":  # whose model.json holds the tasks, for metrics and summary
+        tasks = {name: {k: v for k, v in task.items() if k not in ("metric", "f1")} for name, task in tasks.items()}
+    return text_digest(yaml.safe_dump(tasks))
 
 
 def base_config(model):
@@ -202,9 +223,10 @@ def stage_resolved(model, stage):
     contents = data_contents(data_of(model))
     rests_on = {
         "code": code_digest(PROGRAM_OF[stage]),
-        "base": text_digest(base_made_from(model)),
+        "base": base_digest(model),
         "entry": decides(stage),
-        "data": {file: contents[file] for file in [*(f"{f}.jsonl" for f in files_of(stage)), "tasks.json"]},
+        "data": {f"{file}.jsonl": contents[f"{file}.jsonl"] for file in files_of(stage)},
+        "tasks": tasks_digest(data_of(model), stage),
     }
     text = yaml.safe_dump({**stage_yaml(model, stage), "rests_on": rests_on}, sort_keys=False)
     return resolved(f"results/{model}/{stage}/config.yaml", text)

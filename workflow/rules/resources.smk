@@ -38,8 +38,8 @@ def rows_of(data, file):
 
 def prompt_of(data, file, cutoff):
     """Tokens of a prompt: two for each of the words that 95% of the inputs do not exceed, and the instruction."""
-    found = counted(data, file) or {}
-    return 2 * found["input words"]["p95"] + INSTRUCTION if "input words" in found else SHARE * cutoff
+    words = (counted(data, file) or {}).get("input words")
+    return 2 * words["p95"] + INSTRUCTION if words else SHARE * cutoff
 
 
 def work_of(model, stage, processes, method=None):

@@ -62,7 +62,10 @@ def typed(value: Any) -> Any:
         return {key: typed(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [typed(inner) for inner in value]
-    return yaml.load(value, _Loader) if isinstance(value, str) else value
+    try:
+        return yaml.load(value, _Loader) if isinstance(value, str) else value
+    except yaml.YAMLError:  # a text with a colon too many
+        return value
 
 
 def merge(base: dict, *overrides: dict | None) -> dict:
@@ -103,7 +106,7 @@ def validate(value: Any, schema: dict, where: str) -> None:
     error = jsonschema.exceptions.best_match(errors)
     key = ".".join(map(str, error.absolute_path)) or "(top level)"
     if error.validator == "additionalProperties":
-        unknown = sorted(set(error.instance) - set(error.schema.get("properties", {})))
+        unknown = sorted(map(str, set(error.instance) - set(error.schema.get("properties", {}))))
         known = ", ".join(error.schema.get("properties", {}))
         raise UserError(f"{where}: {key}: unknown key {', '.join(unknown)}; expected one of: {known}")
     raise UserError(f"{where}: {key}: {error.message.splitlines()[0]}")
@@ -112,6 +115,14 @@ def validate(value: Any, schema: dict, where: str) -> None:
 def check_model(value: Any, where: str) -> None:
     """Validate a model's file (or the overrides of one)."""
     validate(value, schema("model"), where)
+
+
+def check_defaults(value: Any, where: str) -> None:
+    """Validate config/stages.yaml, or a run folder's own, which may hold a part of it."""
+    sections = ("launch", "lora", *dict.fromkeys(SECTIONS.values()))
+    properties = {name: {"$ref": f"#/$defs/{name}"} for name in sections}
+    known = {"$defs": schema("model")["$defs"], "type": "object", "additionalProperties": False}
+    validate(value, {**known, "properties": properties}, where)
 
 
 def shares(batch_size: int, name: str, part: int, processes: int, where: str = "") -> int:
