@@ -21,7 +21,8 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 HIDDEN = {"resolved", "all"}  # rules that are no stage
-SHELL_OUTPUT = Path(".snakemake/log/jobs.log").absolute()  # all that jobs print, in the folder of the command
+START = Path.cwd()  # the folder of the command, which Snakemake may leave for another (--directory)
+SHELL_OUTPUT = START / ".snakemake/log/jobs.log"  # all that jobs print
 # A failed job, told in a line of ours; Snakemake says it thrice more.
 TOLD = ("CalledProcessError", "Exiting because a job execution failed", "At least one job did not complete")
 SECONDS = {True: 1, False: 60}  # between two looks, on a terminal or in a file
@@ -35,9 +36,15 @@ READ = re.compile(r": (\d+) sequences, (\d+) tokens")
 # Keys of train_log.jsonl, and how they are shown.
 NUMBERS = {
     "loss": "loss", "reward": "reward", "pair_accuracy": "accuracy", "label_accuracy": "accuracy",
-    "rewards/accuracies": "accuracy", "samples_per_second": "samples/s", "length": "length",
+    "samples_per_second": "samples/s", "length": "length",
 }  # fmt: skip
 SPEEDS = ("samples/s", "tokens/s")
+
+
+def from_start(path: Path) -> str:
+    """A path as one opens it where the command was given."""
+    full = path.absolute()
+    return str(full.relative_to(START) if full.is_relative_to(START) else full)
 
 
 @dataclass
@@ -167,7 +174,7 @@ class LogHandler(LogHandlerBase):
                 job = Job(0, values["rule_name"], [Path(log) for log in values["log"]])
                 job = self.jobs.pop(values["jobid"], job)
                 self.line(f"failed: {job.message}: {job.error()}")
-                self.line(f"  its log: {', '.join(map(str, job.logs)) or SHELL_OUTPUT}")
+                self.line(f"  its log: {', '.join(map(from_start, job.logs)) or SHELL_OUTPUT}")
             case LogEvent.ERROR | None if record.levelno >= logging.ERROR:
                 text = record.getMessage()
                 if not any(known in text for known in TOLD):
