@@ -448,6 +448,10 @@ def test_texts_of_ones_own_come_back_in_their_order(merged, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", [*command, "0", "--text", "short"])
     predict.main()
     assert "votes" not in json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", [*command, "-1", "--text", "short"])
+    with pytest.raises(SystemExit):
+        predict.main()
+    assert "--votes: expected 0 or more" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["predict.py", "--model", str(tmp_path / "rllr"), "--task", "weather"])
     with pytest.raises(predict.UserError, match="unknown task 'weather'; known: reviews"):
         predict.main()

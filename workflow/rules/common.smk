@@ -173,10 +173,10 @@ def data_file(name):
     return lambda wildcards: ancient(f"results/data/{data_of(wildcards.model)}/{name}")
 
 
-def base_made_from(model):
-    """Everything that the base model's folder is made from, as YAML text."""
-    base, template = {**model_config(model)["base"]}, model_config(model)["template"]
-    base.pop("size", None)  # which is about what a job asks for
+def base_parts(model):
+    """Everything that the base model's folder is made from."""
+    settings, template = model_config(model)["base"], model_config(model)["template"]
+    base = {key: value for key, value in settings.items() if key != "size"}  # which is about what a job asks for
     own = None if template == "tokenizer" else config_file("templates", template, ".jinja").read_text(encoding="utf-8")
     rests_on = {"code": code_digest("base.py")}
     if base["source"] == "scratch":
@@ -184,15 +184,14 @@ def base_made_from(model):
     if base["source"] == "local":
         files = [path for path in sorted(Path(base["path"]).glob("*")) if path.is_file()]
         rests_on["weights"] = {path.name: digest for path, digest in file_digests(files, REMEMBERED).items()}
-    return yaml.safe_dump({"base": base, "template": own, "rests_on": rests_on}, sort_keys=False)
+    return {"base": base, "template": own, "rests_on": rests_on}
 
 
 def base_digest(model):
     """Digest of what decides the base model's answers: neither its licence nor where its files lie."""
-    made_from = yaml.safe_load(base_made_from(model))
-    for key in ("licence", "path"):
-        made_from["base"].pop(key, None)
-    return text_digest(yaml.safe_dump(made_from))
+    parts = base_parts(model)
+    parts["base"] = {key: value for key, value in parts["base"].items() if key not in ("licence", "path")}
+    return text_digest(yaml.safe_dump(parts))
 
 
 def tasks_digest(data, stage):
@@ -208,7 +207,7 @@ def base_config(model):
     path, folder = f"results/{model}/base.yaml", Path(f"results/{model}/base")
     if folder.exists() and not whole(folder):  # weights may be links into a cache that was cleaned
         workflow.dag.forcefiles.add(path)
-    return resolved(path, base_made_from(model))
+    return resolved(path, yaml.safe_dump(base_parts(model), sort_keys=False))
 
 
 @one_line

@@ -37,10 +37,9 @@ registry says of it, and digests of the code, the base model and the data files 
 again when the text of that file changes or an earlier stage ran again; a half-finished run goes on only under the same
 file. Time stamps of data, the place of the project and what `.snakemake` remembers decide nothing; nor does a base
 model's `size`, and its licence and place count for its own folder alone, a task's `metric` and `f1` for predictions and
-what is made of them. Code counts without
-comments, docstrings, types and messages, and without the modules that only tell, keep or share out results
-(`NOT_DECIDING` in `workflow/scripts/rllr/provenance.py`). To keep results over a change that you know to be harmless:
-`snakemake --touch <targets>`.
+what is made of them. Code counts without comments, docstrings, types and messages, and without the modules that only
+tell, keep or share out results (`NOT_DECIDING` in `workflow/scripts/rllr/provenance.py`). To keep results over a change
+that you know to be harmless: `snakemake --touch <targets>`.
 """
 
 

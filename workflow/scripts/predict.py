@@ -44,7 +44,7 @@ def main() -> None:
         "--votes",
         type=int,
         nargs="?",
-        const=-1,
+        const=True,
         help="sample so many answers (default: the config's), whose labels vote; 0: one greedy answer",
     )
     model.add_argument("--best-of", type=int, help="samples per prompt with --reward (default: the config's best_of)")
@@ -93,7 +93,7 @@ def main() -> None:
     if config.max_new_tokens == "auto":
         parser.error("max_new_tokens is auto: give --responses, the file that answers are to be like")
     claims = known.get("claims", {})
-    asked = config.votes if args.votes == -1 else args.votes
+    asked = config.votes if args.votes is True else args.votes
     votes = known.get("votes", 0) if asked is None else asked
     if votes < 0 or (votes and paths["reward"]):
         parser.error("--votes: expected 0 or more, and no --reward beside votes")
